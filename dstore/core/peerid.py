@@ -1,0 +1,67 @@
+"""Peer ids: the name of a node's Ed25519 key, as libp2p writes it.
+
+dstore's own nodes use Ed25519 keys, whose public half stands in the id itself, so that a
+signature can be checked from the id alone.  Specification: libp2p peer-ids.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import base58
+
+from dstore.errors import InvalidCid
+
+_ED25519_PREFIX: Final = bytes.fromhex("002408011220")  # identity multihash, protobuf key
+
+
+class PeerId:
+    """One peer; equal when the binary forms are equal."""
+
+    __slots__ = ("binary",)
+
+    binary: bytes
+
+    def __init__(self, binary: bytes) -> None:
+        """`binary` is the multihash.  Raises InvalidCid where it is none that libp2p uses."""
+        ed25519 = len(binary) == 38 and binary.startswith(_ED25519_PREFIX)
+        sha256 = len(binary) == 34 and binary.startswith(b"\x12\x20")
+        inlined = 2 < len(binary) <= 44 and binary[0] == 0 and binary[1] == len(binary) - 2
+        if not (ed25519 or sha256 or inlined):
+            raise InvalidCid(f"not a peer id: {binary[:16].hex()}…")
+        self.binary = binary
+
+    @classmethod
+    def parse(cls, text: str) -> PeerId:
+        """The peer id written in base58btc.  Raises InvalidCid."""
+        if not 40 <= len(text) <= 64 or not text.isascii():
+            raise InvalidCid(f"not a peer id: {text[:64]!r}")
+        try:
+            return cls(base58.b58decode(text))
+        except ValueError as error:
+            raise InvalidCid(f"not a peer id: {text!r}") from error
+
+    @classmethod
+    def of_ed25519(cls, public_key: bytes) -> PeerId:
+        """The id of the raw 32-byte public key."""
+        return cls(_ED25519_PREFIX + public_key)
+
+    @property
+    def ed25519(self) -> bytes | None:
+        """The raw 32-byte public key, or None where the id does not carry one."""
+        return self.binary[6:] if self.binary.startswith(_ED25519_PREFIX) else None
+
+    def __str__(self) -> str:
+        return base58.b58encode(self.binary).decode()
+
+    def __repr__(self) -> str:
+        return f"PeerId({self})"
+
+    def __hash__(self) -> int:
+        return hash(self.binary)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PeerId) and self.binary == other.binary
+
+    def __lt__(self, other: PeerId) -> bool:
+        return self.binary < other.binary
