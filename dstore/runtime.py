@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, TypeVarTuple
 
 import trio
+
+from dstore.errors import DstoreError
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -82,3 +85,32 @@ class Runtime:
     clock: Clock = field(default_factory=SystemClock)
     random: random.Random = field(default_factory=random.SystemRandom)
     workers: Workers = field(default_factory=ThreadWorkers)
+
+
+@asynccontextmanager
+async def open_plain_nursery() -> AsyncIterator[trio.Nursery]:
+    """A nursery whose failure comes out as itself, not wrapped in a group.
+
+    Where several tasks failed, the first DstoreError is raised (or the first error at all)
+    and the others are its notes: callers decide by type, and one answer is what they can use.
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except BaseExceptionGroup as group:
+        failures = [error for error in _leaves(group) if not isinstance(error, trio.Cancelled)]
+        if not failures:
+            raise
+        first = next((error for error in failures if isinstance(error, DstoreError)), failures[0])
+        for other in failures:
+            if other is not first:
+                first.add_note(f"also failed: {other!r}")
+        raise first from first.__cause__
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

@@ -1,0 +1,119 @@
+"""Work done concurrently and delivered in order, within a budget of bytes.
+
+One shape serves reading a file in chunks, encoding stripes and reading ahead: items are
+weighed, started as long as the budget has room, and their results come out in the order of
+the items.  A failure surfaces at its place in that order, after all results before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Generic, TypeVar
+
+import trio
+
+from dstore.errors import DstoreError
+from dstore.runtime import open_plain_nursery
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class _Pending(Generic[R]):
+    """A result that is on its way."""
+
+    __slots__ = ("done", "error", "result", "weight")
+
+    def __init__(self, weight: int) -> None:
+        self.weight = weight
+        self.done = trio.Event()
+        self.result: R | None = None
+        self.error: DstoreError | None = None
+
+
+class _Budget:
+    """Bytes under way; one item always fits, however heavy."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._changed = trio.Event()
+
+    async def take(self, weight: int) -> None:
+        while self._used and self._used + weight > self._limit:
+            await self._changed.wait()
+        self._used += weight
+
+    def give(self, weight: int) -> None:
+        self._used -= weight
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+@asynccontextmanager
+async def in_order(
+    items: AsyncIterable[T],
+    work: Callable[[T], Awaitable[R]],
+    *,
+    weigh: Callable[[T], int],
+    budget: int,
+    tasks: int = 64,
+) -> AsyncIterator[AsyncIterator[R]]:
+    """An iterator over `work(item)` for all items, in their order.
+
+    At most `tasks` items and `budget` bytes (by `weigh`) are under way or waiting to be
+    taken.  Leaving the context cancels what is still under way.
+    """
+    room = _Budget(budget)
+    send, receive = trio.open_memory_channel[_Pending[R]](tasks)
+
+    async def run(item: T, pending: _Pending[R]) -> None:
+        try:
+            pending.result = await work(item)
+        except DstoreError as error:
+            pending.error = error
+        pending.done.set()
+
+    async def produce(nursery: trio.Nursery) -> None:
+        async with send:
+            iterator = aiter(items)
+            while True:
+                try:
+                    item = await anext(iterator)
+                except StopAsyncIteration:
+                    return
+                except DstoreError as error:
+                    failed: _Pending[R] = _Pending(0)
+                    failed.error = error
+                    failed.done.set()
+                    await send.send(failed)
+                    return
+                pending: _Pending[R] = _Pending(weigh(item))
+                await room.take(pending.weight)
+                await send.send(pending)
+                nursery.start_soon(run, item, pending)
+
+    async def consume() -> AsyncIterator[R]:
+        async for pending in receive:
+            await pending.done.wait()
+            if pending.error is not None:
+                raise pending.error
+            yield pending.result  # type: ignore[misc]  # set whenever there is no error
+            pending.result = None
+            room.give(pending.weight)
+
+    async with open_plain_nursery() as nursery:
+        nursery.start_soon(produce, nursery)
+        results = consume()
+        try:
+            yield results
+        finally:
+            nursery.cancel_scope.cancel()
+            await results.aclose()  # type: ignore[attr-defined]  # an async generator
+
+
+async def from_iterable(items: Iterable[T]) -> AsyncIterator[T]:
+    """The items of an ordinary iterable, for `in_order`."""
+    for item in items:
+        yield item
