@@ -29,6 +29,7 @@ NAME_BYTES_MAX: Final = 255  # what every POSIX file system takes
 PATH_BYTES_MAX: Final = 4096
 SYMLINK_BYTES_MAX: Final = 4096
 CBOR_DEPTH_MAX: Final = 64
+CBOR_ITEMS_MAX: Final = 262_144  # four times what a full segment has; an item may cost 200 bytes
 
 # --- Erasure coding (docs/reference/formats.md) ----------------------------------------
 FRAGMENTS_PER_STRIPE_MAX: Final = 255  # distinct points of GF(2^8), less one
@@ -41,6 +42,8 @@ ALIGNED_FILE_BYTES_MIN: Final = 64 * MIB  # a file this large starts and ends on
 RECORD_BYTES_MAX: Final = 16 * KIB  # one signed pin record or lease
 RECORD_MANIFESTS_MAX: Final = 16
 COPIES_MAX: Final = 16
+DOMAINS_PER_PEER_MAX: Final = 16  # failure domain labels in one lease
+DOMAIN_BYTES_MAX: Final = 128
 CLOCK_SKEW_SECONDS_MAX: Final = 600
 LEASE_SECONDS: Final = 30 * 86_400
 PIN_SECONDS_DEFAULT: Final = 365 * 86_400
@@ -68,6 +71,22 @@ CONNECTIONS_MAX: Final = 1024
 PEERS_KNOWN_MAX: Final = 100_000
 CLOSE_SECONDS: Final = 2
 STREAM_READ_BYTES_MAX: Final = 256 * KIB
+# Multistream-select: protocol names are short, and nobody proposes dozens.
+NEGOTIATE_MESSAGE_BYTES_MAX: Final = 1024
+NEGOTIATE_PROPOSALS_MAX: Final = 32
+PROTOCOL_CHARS_MAX: Final = 256
+IDENTIFY_BYTES_MAX: Final = 64 * KIB
+IDENTIFY_PROTOCOLS_MAX: Final = 256  # Kubo announces some 20
+ADDRESSES_PER_PEER_MAX: Final = 16
+ADDRESS_CHARS_MAX: Final = 320  # a DNS name of 253 and what stands around it
+DIALS_MAX: Final = 64  # at once
+DIAL_STAGGER_SECONDS: Final = 0.25  # a second address is tried beside a slow first one
+HANDSHAKES_PENDING_MAX: Final = 256  # the oldest makes room: an honest one takes milliseconds
+PEER_STREAMS_INBOUND_MAX: Final = 256  # served at once per peer
+PINGS_PER_PEER_MAX: Final = 2  # streams, as the libp2p ping specification asks
+BOOTSTRAP_PEERS_MAX: Final = 64
+BOOTSTRAP_BACKOFF_SECONDS_MIN: Final = 1
+BOOTSTRAP_BACKOFF_SECONDS_MAX: Final = 60
 
 # --- Fragment protocol -----------------------------------------------------------------
 CONTROL_BYTES_MAX: Final = MIB
@@ -91,6 +110,25 @@ KAD_PEERS_PER_REPLY_MAX: Final = 20
 KAD_ADDRESSES_PER_PEER_MAX: Final = 16
 KAD_REQUEST_SECONDS: Final = 2
 KAD_LOOKUP_SECONDS: Final = 10
+KAD_QUERIES_MAX: Final = 256  # peers asked by one lookup; honest ones need a tenth
+# A peer this late is no longer waited for, though its answer is still taken: lookups with a
+# third of the peers silent then end within 2 s.  Between the two, four times the slowest answer.
+KAD_SLOW_SECONDS_MIN: Final = 0.25
+KAD_SLOW_SECONDS_MAX: Final = 1.0
+KAD_SUSPECT_SECONDS: Final = 30  # a silent peer is not waited for again so soon
+KAD_SUSPECTS_MAX: Final = 4096
+KAD_FAILURES_MAX: Final = 3  # unanswered requests in a row that cost a place in the table
+KAD_PROVIDE_ATTEMPTS: Final = 2  # of storing and reading back a record at one peer
+KAD_POLL_SECONDS: Final = 5  # between looks at who is connected
+KAD_REFRESH_SECONDS: Final = 600
+KAD_EXTRA_PEERS_MAX: Final = 1024  # known from elsewhere, not yet heard
+KAD_ADDRESS_BYTES_MAX: Final = 256
+KAD_STREAMS_PER_PEER_MAX: Final = 8  # served at once; the ninth is reset
+KAD_STREAMS_MAX: Final = 1024  # above, the one idle longest makes room
+KAD_SERVED_IDLE_SECONDS: Final = 30  # without a whole request, a served stream is reset
+KAD_POOLED_IDLE_SECONDS: Final = 20  # an outbound stream is re-used within this
+KAD_POOLED_PER_PEER_MAX: Final = 2
+KAD_POOLED_MAX: Final = 256
 KAD_KEYS_MAX: Final = 200_000
 KAD_PROVIDERS_PER_KEY_MAX: Final = 128
 KAD_KEYS_PER_PEER_MAX: Final = 20_000
@@ -107,6 +145,12 @@ ADD_STRIPES_IN_FLIGHT: Final = 4
 READ_AHEAD_BYTES: Final = 16 * MIB
 HEDGE_SECONDS: Final = 0.5  # a block this late is asked of somebody else too
 FETCH_BLOCK_SECONDS: Final = 30
+FETCH_STREAMS_PER_PEER: Final = 2  # one request travels while the other's answer streams
+FETCH_BATCH_BLOCKS_MAX: Final = 256  # small blocks: few round trips
+FETCH_BATCH_BYTES_MAX: Final = 4 * MIB  # large ones: a late block waits for few others
+FETCH_PEERS_TRACKED_MAX: Final = 4096
+PEER_COOL_OFF_SECONDS: Final = 5  # after a failure others go first; doubles each time
+PEER_COOL_OFF_SECONDS_MAX: Final = 300
 RETRIEVE_SECONDS: Final = 30  # until the first byte; the gateway answers 504 then
 
 # --- HTTP ------------------------------------------------------------------------------
@@ -121,6 +165,11 @@ assert YAMUX_FRAME_BYTES_MAX + YAMUX_HEADER_BYTES == NOISE_PLAINTEXT_BYTES_MAX
 assert YAMUX_FRAME_BYTES_MAX <= YAMUX_WINDOW_BYTES_INITIAL <= YAMUX_WINDOW_BYTES
 assert BLOCK_BYTES_MAX < PEER_MEMORY_BYTES_MAX
 assert READ_AHEAD_BYTES <= PEER_MEMORY_BYTES_MAX
+assert FETCH_BATCH_BYTES_MAX * FETCH_STREAMS_PER_PEER <= PEER_MEMORY_BYTES_MAX
+assert FETCH_BATCH_BLOCKS_MAX <= GET_BLOCKS_MAX
 assert REPROVIDE_SECONDS * 2 < PROVIDER_SECONDS
 assert KEEPALIVE_SECONDS + KEEPALIVE_TIMEOUT_SECONDS < 30
 assert REQUEST_SECONDS < PROGRESS_SECONDS < IDLE_STREAM_SECONDS
+assert KAD_SLOW_SECONDS_MAX < KAD_REQUEST_SECONDS < KAD_LOOKUP_SECONDS
+assert KAD_POOLED_IDLE_SECONDS < KAD_SERVED_IDLE_SECONDS
+assert KAD_PEERS_PER_REPLY_MAX <= KAD_BUCKET
