@@ -100,6 +100,32 @@ RESERVATION_SECONDS: Final = 600
 REQUEST_SECONDS: Final = 10  # for the first byte of any answer
 PROGRESS_SECONDS: Final = 20  # without a byte in either direction, a transfer is dead
 IDLE_STREAM_SECONDS: Final = 120  # a stream between exchanges
+FIND_MANIFESTS_MAX: Final = 256  # in one answer; a root has one per code it was kept under
+FIND_RECORDS_MAX: Final = 32  # in one message, at RECORD_BYTES_MAX half of CONTROL_BYTES_MAX
+HAVE_BATCH_SEGMENTS: Final = 16  # looked up and answered together, so that memory stays flat
+HAVE_BYTES_MAX: Final = 64 * MIB  # what one question may bring back
+SLOT_REFS_MAX: Final = 1024  # in one Renew or Release
+CHALLENGES_MAX: Final = 64
+NONCE_BYTES_MAX: Final = 64
+HOLDER_ADDRESSES_MAX: Final = 8  # of one entry of a holder map
+ADDRESS_CHARS_MAX: Final = 256
+AWAY_PERIODS_MAX: Final = 64
+DOMAINS_MAX: Final = 16
+DOMAIN_CHARS_MAX: Final = 128
+VERSION_CHARS_MAX: Final = 64
+REFUSAL_CHARS_MAX: Final = 512
+SLOT_DOCUMENTS_MAX: Final = 8  # blocks that a holder may ask for before it takes a slot
+SLOT_BATCH_BYTES_MAX: Final = 8 * MIB  # verified and made durable together
+# Reader buffers are outside of the byte budget of a peer, so they are taken off it.
+PEER_BUDGET_BYTES: Final = PEER_MEMORY_BYTES_MAX - PEER_STREAMS_SERVED_MAX * STREAM_READ_BYTES_MAX
+SERVED_MEMORY_BYTES_MAX: Final = 256 * MIB  # all peers together
+SERVED_STREAMS_MAX: Final = 2048  # all peers together
+MESSAGE_SECONDS: Final = 120  # for one whole message or block: a slower peer is given up
+WORKING_SECONDS: Final = 5  # between signs of life while a disk or a check takes long
+WORKING_TOTAL_SECONDS: Final = 600  # signs of life alone are believed this long
+FRAGMENT_STREAMS_IDLE_PER_PEER_MAX: Final = 4
+FRAGMENT_STREAMS_IDLE_MAX: Final = 256
+FRAGMENT_STREAMS_PER_PEER_MAX: Final = 16  # a client's own, below what a server serves
 
 # --- DHT -------------------------------------------------------------------------------
 KAD_BUCKET: Final = 20  # k of the libp2p specification
@@ -173,3 +199,7 @@ assert REQUEST_SECONDS < PROGRESS_SECONDS < IDLE_STREAM_SECONDS
 assert KAD_SLOW_SECONDS_MAX < KAD_REQUEST_SECONDS < KAD_LOOKUP_SECONDS
 assert KAD_POOLED_IDLE_SECONDS < KAD_SERVED_IDLE_SECONDS
 assert KAD_PEERS_PER_REPLY_MAX <= KAD_BUCKET
+assert FIND_RECORDS_MAX * RECORD_BYTES_MAX < CONTROL_BYTES_MAX
+assert PEER_BUDGET_BYTES >= 8 * BLOCK_BYTES_MAX
+assert FRAGMENT_STREAMS_PER_PEER_MAX < PEER_STREAMS_SERVED_MAX
+assert WORKING_SECONDS < REQUEST_SECONDS

@@ -1,0 +1,296 @@
+"""The configuration: one TOML file, overridden by the environment, checked as a whole.
+
+Each section is a frozen struct whose fields carry their own documentation; from these come
+the parser, the faults (all at once, each with the nearest known key) and the commented
+`configs/node.toml`.  Components never see a `Config`: `interfaces` hands each its own options.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from dstore.errors import ConfigError
+from dstore.limits import CONNECTIONS_MAX, LEASE_SECONDS, PIN_SECONDS_DEFAULT
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGTP]i?)?B?\s*$", re.IGNORECASE)
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|m|h|d|w|y)\s*$")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
+_LISTEN = re.compile(r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})$")
+
+
+def parse_size(text: str) -> int:
+    """Bytes in "10 GiB", "500MB" or "4096".  Raises ValueError."""
+    match = _SIZE.match(text)
+    if match is None:
+        raise ValueError(f'not a size: {text!r} (write it like "100 GiB")')
+    unit = (match[2] or "").lower()
+    power = " kmgtp".index(unit[0]) if unit else 0
+    return int(float(match[1]) * (1024 if unit.endswith("i") else 1000) ** power)
+
+
+def parse_duration(text: str) -> int:
+    """Seconds in "30d", "12h" or "1y".  Raises ValueError."""
+    match = _DURATION.match(text)
+    if match is None:
+        raise ValueError(f'not a duration: {text!r} (write it like "30d", "12h" or "1y")')
+    return int(float(match[1]) * _SECONDS[match[2]])
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Host and port of "127.0.0.1:8180" or "[::1]:8180".  Raises ValueError."""
+    match = _LISTEN.match(text)
+    if match is None or int(match[2]) > 65_535:
+        raise ValueError(f'not an address to listen on: {text!r} (write it like "127.0.0.1:8180")')
+    return match[1].strip("[]"), int(match[2])
+
+
+Size = Annotated[str, msgspec.Meta(extra={"parse": parse_size})]
+Duration = Annotated[str, msgspec.Meta(extra={"parse": parse_duration})]
+Listen = Annotated[str, msgspec.Meta(extra={"parse": parse_listen})]
+
+
+class NodeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What this node does for the network."""
+
+    role: Literal["storage", "client"] = "storage"
+    """"storage" keeps fragments for others and serves the DHT; "client" does neither
+    (a gateway, a laptop)."""
+
+
+class StorageSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much of the disk dstore may use."""
+
+    capacity: Size = "100 GiB"
+    """Bytes that all blocks together may take.  A full node refuses new slots and goes on
+    serving what it has."""
+    reserve: Size = "1 GiB"
+    """Bytes of the disk that dstore leaves free, whatever the capacity says."""
+    memory_cache: Size = "32 MiB"
+    """Bytes of blocks fetched from peers that are kept in memory."""
+
+
+class DomainSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What fails together."""
+
+    label: str = ""
+    """The failure domain of this machine: a household, a rack, an operator.  Nodes with the
+    same label count as one when dstore says how many losses a file survives.  Empty: the
+    address tells."""
+
+
+class NetworkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """libp2p."""
+
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4180",)
+    """Multiaddrs to listen on (TCP; port 0 takes any free one)."""
+    announce: tuple[str, ...] = ()
+    """Multiaddrs to tell others instead of those listened on, e.g. a forwarded port."""
+    bootstrap: tuple[str, ...] = ()
+    """Multiaddrs of nodes to join the network by, each ending in /p2p/PEER-ID."""
+    dht_protocol: str = "/dstore/kad/1.0.0"
+    """Protocol id of the DHT.  Networks with different ids do not see each other."""
+    connections_max: Annotated[int, msgspec.Meta(ge=8, le=100_000)] = CONNECTIONS_MAX
+    """Connections held at once."""
+
+
+class PinsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Defaults for what this node's owner adds."""
+
+    lifetime: Duration = f"{PIN_SECONDS_DEFAULT // 86_400}d"
+    """How long holders are asked to keep a file, from the day it is added."""
+    lease: Duration = f"{LEASE_SECONDS // 86_400}d"
+    """How long a lease that this node signs runs; it extends it while the pin is valid."""
+
+
+class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The HTTP gateway: /ipfs/CID for browsers and curl."""
+
+    enabled: bool = True
+    """Whether to serve it."""
+    listen: Listen = "127.0.0.1:8180"
+    """Host and port (port 0 takes any free one).  Everybody who reaches it can read every
+    file by its CID."""
+    timeout: Duration = "30s"
+    """How long a request may wait for its first byte before it is answered with 504."""
+
+
+class ApiSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The local API that the command line uses; its URL and token stand in api.json."""
+
+    listen: Listen = "127.0.0.1:0"
+    """Host and port; loopback addresses only."""
+
+
+class LogSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Logs, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe kind that is written."""
+    format: Literal["text", "json"] = "text"
+    """"json" writes one object a line."""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole configuration."""
+
+    node: NodeSection = NodeSection()
+    storage: StorageSection = StorageSection()
+    domain: DomainSection = DomainSection()
+    network: NetworkSection = NetworkSection()
+    pins: PinsSection = PinsSection()
+    gateway: GatewaySection = GatewaySection()
+    api: ApiSection = ApiSection()
+    log: LogSection = LogSection()
+
+
+def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
+    """The configuration in `path` (defaults where the file is missing), overridden by
+    `DSTORE_SECTION_KEY` variables.  Raises ConfigError naming every fault."""
+    try:
+        text = path.read_text("utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path} cannot be read: {error}"]) from error
+    return parse_config(text, os.environ if environ is None else environ, str(path))
+
+
+def parse_config(text: str, environ: Mapping[str, str], origin: str = "node.toml") -> Config:
+    """As `load_config`, from the text of the file."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{origin} is not TOML: {error}"]) from error
+    faults: list[str] = []
+    sections = {field.name: field.type for field in msgspec.structs.fields(Config)}
+    for name in tree.keys() - sections.keys():
+        faults.append(f"{origin}: unknown section [{name}]{_nearest(name, sections)}")
+    values: dict[str, Any] = {}
+    for name, section in sections.items():
+        given = tree.get(name, {})
+        if not isinstance(given, dict):
+            faults.append(f"{origin}: {name} is a section: write [{name}]")
+            continue
+        values[name] = _section(
+            name, section, _with_environment(name, section, given, environ), faults
+        )
+    if not faults:
+        faults += _contradictions(values)
+    if faults:
+        raise ConfigError(sorted(faults))
+    return Config(**values)
+
+
+def _section(name: str, section: Any, given: Mapping[str, Any], faults: list[str]) -> Any:
+    """The section's struct; its faults are appended, each with the key's full name."""
+    fields = {field.name: field for field in msgspec.structs.fields(section)}
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in fields:
+            faults.append(f"unknown key {name}.{key}{_nearest(key, fields)}")
+            continue
+        try:
+            values[key] = msgspec.convert(value, fields[key].type)
+            for parse in _parsers(fields[key].type):
+                parse(values[key])
+        except (msgspec.ValidationError, ValueError) as error:
+            faults.append(f"{name}.{key}: {error}")
+    return None if faults else section(**values)
+
+
+def _with_environment(
+    name: str, section: Any, given: Mapping[str, Any], environ: Mapping[str, str]
+) -> dict[str, Any]:
+    merged = dict(given)
+    for field in msgspec.structs.fields(section):
+        text = environ.get(f"DSTORE_{name}_{field.name}".upper())
+        if text is None:
+            continue
+        if isinstance(field.default, tuple):
+            merged[field.name] = [part for part in re.split(r"[,\s]+", text) if part]
+        elif isinstance(field.default, bool):
+            merged[field.name] = {"true": True, "1": True, "false": False, "0": False}.get(
+                text.lower(), text
+            )
+        elif isinstance(field.default, int):
+            merged[field.name] = int(text) if text.isdecimal() else text
+        else:
+            merged[field.name] = text
+    return merged
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    faults = []
+    host, _ = parse_listen(values["api"].listen)
+    if host not in {"127.0.0.1", "::1", "localhost"}:
+        faults.append(f"api.listen: {host} is not a loopback address; the API is for this machine")
+    if parse_size(values["storage"].capacity) <= 0:
+        faults.append('storage.capacity: must be more than nothing (role = "client" stores none)')
+    for address in values["network"].bootstrap:
+        if "/p2p/" not in address:
+            faults.append(f"network.bootstrap: {address!r} does not end in /p2p/PEER-ID")
+    return faults
+
+
+def _parsers(kind: Any) -> list[Any]:
+    extra = [meta.extra or {} for meta in getattr(kind, "__metadata__", ()) if meta.extra]
+    return [entry["parse"] for entry in extra if "parse" in entry]
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(known)})"
+
+
+def commented(config: Config | None = None) -> str:
+    """The configuration as a TOML file with every key documented: configs/node.toml."""
+    config = config or Config()
+    lines = [
+        "# dstore's configuration.  Every key is here with its default; remove what you do not",
+        "# change.  DSTORE_SECTION_KEY in the environment overrides a key.",
+        "",
+    ]
+    for field in msgspec.structs.fields(Config):
+        section = getattr(config, field.name)
+        lines += [*_comment(type(section).__doc__ or ""), f"[{field.name}]"]
+        documents = _field_documents(type(section))
+        for key in msgspec.structs.fields(section):
+            value = getattr(section, key.name)
+            lines += _comment(documents[key.name])
+            lines.append(f"{key.name} = {_toml(value)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _comment(text: str) -> list[str]:
+    return [f"# {line.strip()}" for line in text.strip().splitlines()]
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int) else msgspec.json.encode(value).decode()
+
+
+def _field_documents(section: type) -> dict[str, str]:
+    """The string below each field of the section, as written in this file."""
+    import ast
+    import inspect
+
+    body = ast.parse(inspect.getsource(section)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    documents: dict[str, str] = {}
+    for field, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            assert isinstance(after, ast.Expr)
+            assert isinstance(after.value, ast.Constant)
+            documents[field.target.id] = str(after.value.value)
+    return documents
