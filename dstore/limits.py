@@ -165,6 +165,12 @@ REPROVIDE_SECONDS: Final = 22 * 3600
 SMALL_BLOCK_BYTES: Final = 32 * KIB  # below: SQLite; at or above: a file of its own
 COMMIT_BATCH_BLOCKS_MAX: Final = 1024
 COMMIT_BATCH_BYTES_MAX: Final = 64 * MIB
+RESERVE_INODES: Final = 10_000  # kept free, or 1 % where a file system has few
+QUARANTINE_BLOCKS_MAX: Final = 256  # damaged blocks kept as evidence
+RECORD_FILE_BYTES_MAX: Final = 2 * RECORD_BYTES_MAX  # an envelope and its row
+PEER_TEXT_CHARS_MAX: Final = 512  # one address, role or domain label, as kept
+FAULT_DETAIL_CHARS_MAX: Final = 1024
+FAULTS_KEPT_MAX: Final = 10_000
 
 # --- Service ---------------------------------------------------------------------------
 ADD_STRIPES_IN_FLIGHT: Final = 4

@@ -1,0 +1,334 @@
+"""What a holder keeps about the data of others: slots reserved, held and in the trash, and the
+newest pin record of each owner and root.
+
+A slot is keyed by (segment, slot, owner): two owners of equal data each get their lease, and
+the blocks stay until both are done.  Where record files are given, a promise is a durable
+file before it is a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from dataclasses import replace
+from typing import Final
+
+from dstore.core.cid import CID
+from dstore.errors import NotFoundError
+from dstore.storage.catalog.owner import root_key
+from dstore.storage.catalog.rows import HeldSlot, PinRecordRow, ReferenceKind, SlotState, slot_key
+from dstore.storage.database import Database
+from dstore.storage.records import (
+    RecordFiles,
+    RecordKind,
+    held_slot_key,
+    pack_held_slot,
+    pack_pin_record,
+    pin_record_key,
+)
+
+_SLOT_COLUMNS: Final = "segment, slot, owner, root, manifest, bytes, state, lease, expires, updated"
+_SELECT_SLOTS: Final = f"SELECT {_SLOT_COLUMNS} FROM held_slots"  # noqa: S608 (a constant)
+_STATES: Final[dict[str, SlotState]] = {"reserved": "reserved", "held": "held", "trash": "trash"}
+_SERIAL: Final = "serial"
+
+
+class HolderTables:
+    """The part of the catalog that the holder's side uses."""
+
+    _db: Database
+    _records: RecordFiles | None
+
+    # --- Slots -------------------------------------------------------------------------
+
+    def reserve_slot(self, row: HeldSlot) -> None:
+        """Remember a slot, normally in state `reserved`, before its bytes move.  One that is
+        already there for the same owner is replaced, unless it is held: then it stays."""
+        with self._db.transaction() as connection:
+            _put_slot(connection, row, unless_held=True)
+
+    def touch_reservation(self, segment: CID, slot: int, now: float) -> None:
+        """Bytes are still coming: the reservation's idle time starts again."""
+        with self._db.transaction(durable=False) as connection:
+            connection.execute(
+                "UPDATE held_slots SET updated = ?"
+                " WHERE segment = ? AND slot = ? AND state = 'reserved'",
+                (now, segment.binary, slot),
+            )
+
+    def hold_slot(
+        self,
+        segment: CID,
+        slot: int,
+        lease: bytes,
+        expires: float,
+        now: float,
+        owner: bytes | None = None,
+    ) -> None:
+        """The slot is complete and durable, and `lease` promises it until `expires`; also used
+        to renew.  `owner` None means the owner whose row changed last.
+
+        Raises NotFoundError where the slot was not reserved.
+        """
+        known = self.held_slot(segment, slot, owner)
+        if known is None:
+            raise NotFoundError(f"slot {slot} of {segment} was never reserved here")
+        row = replace(known, state="held", lease=lease, expires=expires, updated=now)
+        if self._records is not None:
+            key = held_slot_key(segment, slot, row.owner)
+            self._records.put(RecordKind.LEASE, key, pack_held_slot(row))
+        with self._db.transaction() as connection:
+            _put_slot(connection, row, unless_held=False)
+
+    def held_slot(self, segment: CID, slot: int, owner: bytes | None = None) -> HeldSlot | None:
+        """The slot's row, in whatever state; `owner` None means the row that changed last."""
+        with self._db.reading() as connection:
+            row = connection.execute(
+                f"{_SELECT_SLOTS} WHERE segment = ? AND slot = ? AND (? IS NULL OR owner = ?)"
+                " ORDER BY updated DESC LIMIT 1",
+                (segment.binary, slot, owner, owner),
+            ).fetchone()
+        return _slot(row) if row else None
+
+    def held_slots(self, segment: CID | None = None) -> list[HeldSlot]:
+        """All rows in whatever state, of one segment or of all."""
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                f"{_SELECT_SLOTS} WHERE ? IS NULL OR segment = ? ORDER BY segment, slot"
+                if segment is None
+                else f"{_SELECT_SLOTS} WHERE ? IS NOT NULL AND segment = ? ORDER BY slot",
+                (segment.binary if segment else None, segment.binary if segment else None),
+            ).fetchall()
+        return [_slot(row) for row in rows]
+
+    def release_slot(self, segment: CID, slot: int, now: float, owner: bytes | None = None) -> None:
+        """Into the trash (a reservation too), where its blocks stay until `delete_slot`.
+        `owner` None means all owners."""
+        rows = [
+            replace(row, state="trash", updated=now)
+            for row in self.held_slots(segment)
+            if row.slot == slot and row.state != "trash" and owner in (None, row.owner)
+        ]
+        if self._records is not None:
+            for row in rows:
+                key = held_slot_key(segment, slot, row.owner)
+                self._records.put(RecordKind.LEASE, key, pack_held_slot(row))
+        with self._db.transaction() as connection:
+            for row in rows:
+                _put_slot(connection, row, unless_held=False)
+
+    def delete_slot(self, segment: CID, slot: int, owner: bytes | None = None) -> None:
+        """Forget the slot for the owner (None: all); with the last owner its block references
+        are released."""
+        doomed = [
+            row.owner
+            for row in self.held_slots(segment)
+            if row.slot == slot and owner in (None, row.owner)
+        ]
+        with self._db.transaction() as connection:
+            for one in doomed:
+                connection.execute(
+                    "DELETE FROM held_slots WHERE segment = ? AND slot = ? AND owner = ?",
+                    (segment.binary, slot, one),
+                )
+        if self._records is not None:
+            for one in doomed:
+                self._records.delete(RecordKind.LEASE, held_slot_key(segment, slot, one))
+        if self.held_slot(segment, slot) is None:
+            self.release(ReferenceKind.SLOT, slot_key(segment, slot))
+
+    def release(self, kind: ReferenceKind, key: bytes) -> None:
+        """See `ReferenceTables.release`, which the catalog joins in."""
+        raise NotImplementedError
+
+    def reserved_bytes(self) -> int:
+        """Bytes promised to slots that are not complete yet."""
+        return self._slot_bytes("reserved")
+
+    def held_bytes(self) -> int:
+        """Bytes of the slots under lease."""
+        return self._slot_bytes("held")
+
+    def _slot_bytes(self, state: SlotState) -> int:
+        with self._db.reading() as connection:
+            total: int = connection.execute(
+                "SELECT coalesce(sum(bytes), 0) FROM held_slots WHERE state = ?", (state,)
+            ).fetchone()[0]
+        return total
+
+    def expire_reservations(self, before: float) -> list[HeldSlot]:
+        """Delete the reservations untouched since `before`, with their block references;
+        returns them."""
+        return self._delete_all("reserved", before)
+
+    def empty_trash(self, before: float) -> list[HeldSlot]:
+        """Delete the slots in the trash since before `before`, with their block references;
+        returns them."""
+        return self._delete_all("trash", before)
+
+    def _delete_all(self, state: SlotState, before: float) -> list[HeldSlot]:
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                f"{_SELECT_SLOTS} WHERE state = ? AND updated < ?", (state, before)
+            ).fetchall()
+        slots = [_slot(row) for row in rows]
+        for row in slots:
+            self.delete_slot(row.segment, row.slot, row.owner)
+        return slots
+
+    def held_roots(self) -> list[CID]:
+        """The roots of which a slot is held: what to provide in the DHT."""
+        return self._distinct_held("SELECT DISTINCT root FROM held_slots WHERE state = 'held'")
+
+    def held_segments(self) -> list[CID]:
+        """The segments of which a slot is held: what to provide in the DHT."""
+        return self._distinct_held("SELECT DISTINCT segment FROM held_slots WHERE state = 'held'")
+
+    def _distinct_held(self, query: str) -> list[CID]:
+        with self._db.reading() as connection:
+            return [CID.from_bytes(binary) for (binary,) in connection.execute(query)]
+
+    # --- Pin records -------------------------------------------------------------------
+
+    def put_pin_record(
+        self, owner: bytes, root: CID, seq: int, expires: float, envelope: bytes
+    ) -> bool:
+        """Keep the record where it is the newest of (owner, root) by (seq, sha256(envelope)).
+
+        True where it is kept (or is the one already kept), False where a newer one is known.
+        An older one still extends `keep_until`.
+        """
+        key = root_key(root)
+        known = self.pin_record(owner, root)
+        keep_until = max(expires, known.keep_until if known else expires)
+        newer = known is None or _order(seq, envelope) >= _order(known.seq, known.envelope)
+        if newer:
+            row = PinRecordRow(owner, root, seq, expires, envelope, keep_until)
+        else:
+            assert known is not None
+            row = replace(known, keep_until=keep_until)
+        if row == known:
+            return True if newer else False
+        if self._records is not None:
+            self._records.put(
+                RecordKind.PIN_RECORD, pin_record_key(owner, key), pack_pin_record(row)
+            )
+        with self._db.transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO pin_records"
+                " (owner, root_key, root, seq, expires, envelope, keep_until)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (owner, key, row.root.binary, row.seq, row.expires, row.envelope, row.keep_until),
+            )
+        return newer
+
+    def pin_record(self, owner: bytes, root: CID) -> PinRecordRow | None:
+        """The newest record of (owner, root), perhaps a tombstone, or None."""
+        with self._db.reading() as connection:
+            row = connection.execute(
+                "SELECT owner, root, seq, expires, envelope, keep_until FROM pin_records"
+                " WHERE owner = ? AND root_key = ?",
+                (owner, root_key(root)),
+            ).fetchone()
+        return _pin_record(row) if row else None
+
+    def pin_records(self, root: CID | None = None) -> list[PinRecordRow]:
+        """The newest records of all owners, of one root or of all."""
+        with self._db.reading() as connection:
+            if root is None:
+                rows = connection.execute(
+                    "SELECT owner, root, seq, expires, envelope, keep_until FROM pin_records"
+                ).fetchall()
+            else:
+                rows = connection.execute(
+                    "SELECT owner, root, seq, expires, envelope, keep_until FROM pin_records"
+                    " WHERE root_key = ?",
+                    (root_key(root),),
+                ).fetchall()
+        return [_pin_record(row) for row in rows]
+
+    def forget_pin_records(self, before: float) -> int:
+        """Drop the tombstones that no older record can outlive: `keep_until` < `before` (now
+        less the allowed clock skew).  Returns how many."""
+        doomed = [row for row in self.pin_records() if row.keep_until < before]
+        with self._db.transaction() as connection:
+            connection.executemany(
+                "DELETE FROM pin_records WHERE owner = ? AND root_key = ? AND keep_until < ?",
+                [(row.owner, root_key(row.root), before) for row in doomed],
+            )
+        if self._records is not None:
+            for row in doomed:
+                key = pin_record_key(row.owner, root_key(row.root))
+                self._records.delete(RecordKind.PIN_RECORD, key)
+        return len(doomed)
+
+    # --- Serials -----------------------------------------------------------------------
+
+    def next_serial(self) -> int:
+        """A lease serial that was never given out before, restarts included."""
+        with self._db.transaction() as connection:
+            serial: int = connection.execute(
+                "INSERT INTO counters (name, value) VALUES (?, 1) ON CONFLICT (name)"
+                " DO UPDATE SET value = value + 1 RETURNING value",
+                (_SERIAL,),
+            ).fetchone()[0]
+        return serial
+
+    def _raise_serial(self, floor: int) -> None:
+        with self._db.transaction() as connection:
+            connection.execute(
+                "INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name)"
+                " DO UPDATE SET value = max(value, excluded.value)",
+                (_SERIAL, floor),
+            )
+
+
+def _order(seq: int, envelope: bytes) -> tuple[int, bytes]:
+    return seq, hashlib.sha256(envelope).digest()
+
+
+def _put_slot(connection: sqlite3.Connection, row: HeldSlot, *, unless_held: bool) -> None:
+    connection.execute(
+        "INSERT INTO held_slots (segment, slot, owner, root, manifest, bytes, state, lease,"
+        " expires, updated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (segment, slot, owner) DO UPDATE SET root = excluded.root,"
+        " manifest = excluded.manifest, bytes = excluded.bytes, state = excluded.state,"
+        " lease = excluded.lease, expires = excluded.expires, updated = excluded.updated"
+        " WHERE state != 'held' OR NOT ?",
+        (
+            row.segment.binary,
+            row.slot,
+            row.owner,
+            row.root.binary,
+            row.manifest.binary,
+            row.bytes,
+            row.state,
+            row.lease,
+            row.expires,
+            row.updated,
+            unless_held,
+        ),
+    )
+
+
+def _slot(
+    row: tuple[bytes, int, bytes, bytes, bytes, int, str, bytes | None, float, float],
+) -> HeldSlot:
+    segment, slot, owner, root, manifest, size, state, lease, expires, updated = row
+    return HeldSlot(
+        segment=CID.from_bytes(segment),
+        slot=slot,
+        owner=owner,
+        root=CID.from_bytes(root),
+        manifest=CID.from_bytes(manifest),
+        bytes=size,
+        state=_STATES[state],
+        lease=lease,
+        expires=expires,
+        updated=updated,
+    )
+
+
+def _pin_record(row: tuple[bytes, bytes, int, float, bytes, float]) -> PinRecordRow:
+    owner, root, seq, expires, envelope, keep_until = row
+    return PinRecordRow(owner, CID.from_bytes(root), seq, expires, envelope, keep_until)

@@ -1,0 +1,230 @@
+"""What the owner of data keeps about it: pins, manifests, and which peer holds which slot.
+
+Holders use the same placement table for the holder map that they were given: it says who
+else can be asked when the DHT is silent.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from dstore.core.cid import CID
+from dstore.core.peerid import PeerId
+from dstore.storage.catalog.rows import ManifestRow, PinRow, Placement
+from dstore.storage.database import Database
+from dstore.storage.records import RecordFiles, RecordKind, pack_pin
+
+
+def root_key(root: CID) -> bytes:
+    """The CIDv1 form of a root: the same for both spellings of a dag-pb root."""
+    return root.binary if root.version == 1 else CID.v1(root.codec, root.multihash).binary
+
+
+class OwnerTables:
+    """The part of the catalog that the owner's side uses."""
+
+    _db: Database
+    _records: RecordFiles | None
+
+    # --- Pins --------------------------------------------------------------------------
+
+    def put_pin(self, pin: PinRow) -> None:
+        """Remember the pin, in place of an earlier one of the same root.  With record files,
+        the file is durable first."""
+        key = root_key(pin.root)
+        if self._records is not None:
+            self._records.put(RecordKind.PIN, key, pack_pin(pin))
+        with self._db.transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO pins"
+                " (root_key, root, mode, name, created, expires, k, m, manifest)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    key,
+                    pin.root.binary,
+                    pin.mode,
+                    pin.name,
+                    pin.created,
+                    pin.expires,
+                    pin.k,
+                    pin.m,
+                    pin.manifest.binary if pin.manifest else None,
+                ),
+            )
+
+    def get_pin(self, root: CID) -> PinRow | None:
+        """The pin of this root in either spelling, or None."""
+        with self._db.reading() as connection:
+            row = connection.execute(
+                "SELECT root, mode, name, created, expires, k, m, manifest FROM pins"
+                " WHERE root_key = ?",
+                (root_key(root),),
+            ).fetchone()
+        return _pin(row) if row else None
+
+    def pins(self) -> list[PinRow]:
+        """All pins, oldest first."""
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                "SELECT root, mode, name, created, expires, k, m, manifest FROM pins"
+                " ORDER BY created, root"
+            ).fetchall()
+        return [_pin(row) for row in rows]
+
+    def delete_pin(self, root: CID) -> bool:
+        """Forget the pin; False where there is none.  References are the caller's to release."""
+        key = root_key(root)
+        with self._db.transaction() as connection:
+            deleted = connection.execute("DELETE FROM pins WHERE root_key = ?", (key,)).rowcount
+        if self._records is not None:
+            self._records.delete(RecordKind.PIN, key)
+        return deleted > 0
+
+    # --- Manifests ---------------------------------------------------------------------
+
+    def put_manifest(self, row: ManifestRow) -> None:
+        """Remember a manifest of a root; its block is durable already."""
+        with self._db.transaction() as connection:
+            cursor = connection.execute(
+                "INSERT OR IGNORE INTO manifests"
+                " (root_key, root, manifest, k, m, bytes, blocks) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    root_key(row.root),
+                    row.root.binary,
+                    row.manifest.binary,
+                    row.k,
+                    row.m,
+                    row.bytes,
+                    row.blocks,
+                ),
+            )
+            if cursor.rowcount:  # equal manifests list equal segments
+                manifest_id = cursor.lastrowid
+                connection.executemany(
+                    "INSERT INTO manifest_segments (manifest_id, position, segment)"
+                    " VALUES (?, ?, ?)",
+                    (
+                        (manifest_id, position, segment.binary)
+                        for position, segment in enumerate(row.segments)
+                    ),
+                )
+
+    def manifests_of(self, root: CID) -> list[ManifestRow]:
+        """The manifests known for the root, in the order they became known."""
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                "SELECT id, root, manifest, k, m, bytes, blocks FROM manifests"
+                " WHERE root_key = ? ORDER BY id",
+                (root_key(root),),
+            ).fetchall()
+            return [_manifest(connection, row) for row in rows]
+
+    def delete_manifest(self, root: CID, manifest: CID) -> None:
+        """Forget that the manifest is one of the root's."""
+        with self._db.transaction() as connection:
+            connection.execute(
+                "DELETE FROM manifests WHERE root_key = ? AND manifest = ?",
+                (root_key(root), manifest.binary),
+            )
+
+    def roots_with_segment(self, segment: CID) -> list[CID]:
+        """The roots of which a known manifest lists the segment."""
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT root FROM manifests JOIN manifest_segments"
+                " ON manifest_id = id WHERE segment = ?",
+                (segment.binary,),
+            ).fetchall()
+        return [CID.from_bytes(root) for (root,) in rows]
+
+    # --- Placements --------------------------------------------------------------------
+
+    def put_placement(self, placement: Placement) -> None:
+        """Remember that the peer holds the slot.  A missing lease or time of answer does not
+        erase one that is known."""
+        self.put_placements([placement])
+
+    def put_placements(self, placements: list[Placement]) -> None:
+        """`put_placement` for many at once, all or none."""
+        with self._db.transaction() as connection:
+            connection.executemany(
+                "INSERT INTO placements (segment, slot, peer, expires, lease, last_answered)"
+                " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (segment, slot, peer) DO UPDATE SET"
+                " expires = excluded.expires, lease = coalesce(excluded.lease, lease),"
+                " last_answered = coalesce(excluded.last_answered, last_answered)",
+                (
+                    (p.segment.binary, p.slot, p.peer.binary, p.expires, p.lease, p.last_answered)
+                    for p in placements
+                ),
+            )
+            connection.executemany(
+                "UPDATE peers SET useful = 1 WHERE peer = ? AND useful = 0",
+                {(p.peer.binary,) for p in placements},
+            )
+
+    def placements(self, segment: CID) -> list[Placement]:
+        """Who holds which slot of the segment, by slot."""
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                "SELECT slot, peer, expires, lease, last_answered FROM placements"
+                " WHERE segment = ? ORDER BY slot, peer",
+                (segment.binary,),
+            ).fetchall()
+        return [
+            Placement(segment, slot, PeerId(peer), expires, lease, last_answered)
+            for slot, peer, expires, lease, last_answered in rows
+        ]
+
+    def placements_with(self, peer: PeerId) -> list[Placement]:
+        """What the peer holds, as far as this node knows."""
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                "SELECT segment, slot, expires, lease, last_answered FROM placements"
+                " WHERE peer = ? ORDER BY segment, slot",
+                (peer.binary,),
+            ).fetchall()
+        return [
+            Placement(CID.from_bytes(segment), slot, peer, expires, lease, last_answered)
+            for segment, slot, expires, lease, last_answered in rows
+        ]
+
+    def forget_placement(self, segment: CID, slot: int, peer: PeerId) -> None:
+        """The peer does not hold the slot any more."""
+        with self._db.transaction() as connection:
+            connection.execute(
+                "DELETE FROM placements WHERE segment = ? AND slot = ? AND peer = ?",
+                (segment.binary, slot, peer.binary),
+            )
+
+
+def _pin(row: tuple[bytes, str, str | None, float, float | None, int, int, bytes]) -> PinRow:
+    root, mode, name, created, expires, k, m, manifest = row
+    return PinRow(
+        root=CID.from_bytes(root),
+        mode="protected" if mode == "protected" else "local",
+        name=name,
+        created=created,
+        expires=expires,
+        k=k,
+        m=m,
+        manifest=CID.from_bytes(manifest) if manifest else None,
+    )
+
+
+def _manifest(
+    connection: sqlite3.Connection, row: tuple[int, bytes, bytes, int, int, int, int]
+) -> ManifestRow:
+    manifest_id, root, manifest, k, m, size, blocks = row
+    segments = connection.execute(
+        "SELECT segment FROM manifest_segments WHERE manifest_id = ? ORDER BY position",
+        (manifest_id,),
+    )
+    return ManifestRow(
+        root=CID.from_bytes(root),
+        manifest=CID.from_bytes(manifest),
+        k=k,
+        m=m,
+        bytes=size,
+        blocks=blocks,
+        segments=tuple(CID.from_bytes(segment) for (segment,) in segments),
+    )
