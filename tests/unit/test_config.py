@@ -1,0 +1,121 @@
+"""The configuration: defaults, overrides, and every fault at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dstore.config import (
+    Config,
+    commented,
+    load_config,
+    parse_config,
+    parse_duration,
+    parse_listen,
+    parse_size,
+)
+from dstore.errors import ConfigError
+
+NODE_TOML = Path(__file__).parents[2] / "configs" / "node.toml"
+
+
+def test_the_shipped_file_is_the_generated_one_and_means_the_defaults() -> None:
+    assert NODE_TOML.read_text("utf-8") == commented()
+    assert load_config(NODE_TOML, {}) == Config()
+
+
+def test_a_missing_file_means_the_defaults(tmp_path: Path) -> None:
+    assert load_config(tmp_path / "node.toml", {}) == Config()
+
+
+def test_all_faults_are_named_at_once_with_the_nearest_key() -> None:
+    text = """
+        [netwrk]
+        [storage]
+        capcity = "1 GiB"
+        reserve = "some"
+        [api]
+        listen = "0.0.0.0:80"
+        [node]
+        role = "king"
+    """
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, {"DSTORE_LOG_LEVEL": "loud"})
+    faults = "\n".join(caught.value.faults)
+    assert "[netwrk] (did you mean network?)" in faults
+    assert "storage.capcity (did you mean capacity?)" in faults
+    assert "storage.reserve: not a size" in faults
+    assert "node.role" in faults
+    assert "log.level" in faults
+    assert len(caught.value.faults) == 5
+
+
+def test_contradictions_are_faults_too() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(
+            '[api]\nlisten = "0.0.0.0:80"\n[network]\nbootstrap = ["/ip4/1.2.3.4/tcp/1"]', {}
+        )
+    assert [fault.split(":")[0] for fault in caught.value.faults] == [
+        "api.listen",
+        "network.bootstrap",
+    ]
+
+
+def test_the_environment_overrides_every_kind_of_key() -> None:
+    config = parse_config(
+        '[storage]\ncapacity = "1 GiB"',
+        {
+            "DSTORE_STORAGE_CAPACITY": "2 GiB",
+            "DSTORE_NETWORK_LISTEN": "/ip4/127.0.0.1/tcp/0, /ip4/127.0.0.2/tcp/0",
+            "DSTORE_NETWORK_CONNECTIONS_MAX": "99",
+            "DSTORE_GATEWAY_ENABLED": "false",
+            "DSTORE_HOME": "elsewhere",
+        },
+    )
+    assert config.storage.capacity == "2 GiB"
+    assert config.network.listen == ("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.2/tcp/0")
+    assert config.network.connections_max == 99
+    assert config.gateway.enabled is False
+
+
+def test_broken_toml_and_wrong_shapes_are_config_errors() -> None:
+    with pytest.raises(ConfigError, match="is not TOML"):
+        parse_config("[", {})
+    with pytest.raises(ConfigError, match="node is a section"):
+        parse_config("node = 3", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4096", 4096), ("10 GiB", 10 << 30), ("1.5MB", 1_500_000), ("2k", 2000), ("3 tib", 3 << 40)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1 XB", "1 GiB 2", "1e9"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="not a size"):
+        parse_size(text)
+
+
+def test_durations_and_listen_addresses() -> None:
+    assert parse_duration("30d") == 30 * 86_400
+    assert parse_duration("1.5h") == 5400
+    assert parse_listen("[::1]:80") == ("::1", 80)
+    for bad in ("80", "host:", "host:70000", "a b:1"):
+        with pytest.raises(ValueError, match="not an address"):
+            parse_listen(bad)
+    with pytest.raises(ValueError, match="not a duration"):
+        parse_duration("30")
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
+    try:
+        parse_config(text, {})
+    except ConfigError as error:
+        assert error.faults
