@@ -23,6 +23,8 @@ CID_TEXT_CHARS_MAX: Final = 512
 # level per 8 hash bits; trees of directories are as deep as people make them.
 DAG_DEPTH_MAX: Final = 256
 DAG_BLOCKS_MAX: Final = 16 * 1024 * 1024
+# Links held at once by a walk, over all levels of its path: some 150 bytes each.
+DAG_PENDING_LINKS_MAX: Final = 262_144
 HAMT_FANOUT_MAX: Final = 1024  # CVE-2023-23625
 DAGPB_LINKS_MAX: Final = 65_536
 NAME_BYTES_MAX: Final = 255  # what every POSIX file system takes
