@@ -23,6 +23,7 @@ CID_TEXT_CHARS_MAX: Final = 512
 # level per 8 hash bits; trees of directories are as deep as people make them.
 DAG_DEPTH_MAX: Final = 256
 DAG_BLOCKS_MAX: Final = 16 * 1024 * 1024
+DAG_VISITS_MAX: Final = 4 * DAG_BLOCKS_MAX  # links followed, repeats included
 # Links held at once by a walk, over all levels of its path: some 150 bytes each.
 DAG_PENDING_LINKS_MAX: Final = 262_144
 HAMT_FANOUT_MAX: Final = 1024  # CVE-2023-23625
@@ -110,10 +111,7 @@ SLOT_REFS_MAX: Final = 1024  # in one Renew or Release
 CHALLENGES_MAX: Final = 64
 NONCE_BYTES_MAX: Final = 64
 HOLDER_ADDRESSES_MAX: Final = 8  # of one entry of a holder map
-ADDRESS_CHARS_MAX: Final = 256
 AWAY_PERIODS_MAX: Final = 64
-DOMAINS_MAX: Final = 16
-DOMAIN_CHARS_MAX: Final = 128
 VERSION_CHARS_MAX: Final = 64
 REFUSAL_CHARS_MAX: Final = 512
 SLOT_DOCUMENTS_MAX: Final = 8  # blocks that a holder may ask for before it takes a slot
