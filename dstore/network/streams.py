@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from dstore.core.cid import decode_varint, encode_varint
 from dstore.core.peerid import PeerId
 from dstore.errors import ConnectionLost, ProtocolViolation
 from dstore.limits import STREAM_READ_BYTES_MAX
+
+
+_LENGTH_BYTES_MAX: Final = 9  # an unsigned varint of 63 bits
 
 
 class Stream(Protocol):
@@ -110,59 +113,70 @@ class Network(Protocol):
 
 
 class BufferedReader:
-    """Exact reads and length-prefixed messages from a stream, each length checked first."""
+    """Exact reads and length-prefixed messages from a stream, each length checked first.
+
+    What one read of the stream brought is kept whole and served in slices, so every byte is
+    copied at most once however messages and reads are cut, and large reads go around the
+    buffer.  One task reads at a time; after a cancelled read only `reset` is left.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._buffer = bytearray()
-
-    async def _fill(self) -> bool:
-        chunk = await self._stream.read_some()
-        self._buffer += chunk
-        return bool(chunk)
+        self._chunk = b""
+        self._position = 0  # of the first byte of `_chunk` not yet served
 
     async def read_exactly(self, size: int) -> bytes:
         """Exactly `size` bytes.  Raises ConnectionLost where the stream ends first.
         The caller has checked `size` against its limit."""
-        if not self._buffer:
-            # The whole read in one piece, without the buffer, where the stream gives it.
-            parts: list[bytes] = []
-            missing = size
-            while missing:
-                chunk = await self._stream.read_some(min(missing, STREAM_READ_BYTES_MAX))
-                if not chunk:
-                    raise ConnectionLost(f"stream ended {missing} bytes short of {size}")
-                parts.append(chunk)
-                missing -= len(chunk)
-            return parts[0] if len(parts) == 1 else b"".join(parts)
-        head = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        if len(head) == size:
-            return head
-        return head + await self.read_exactly(size - len(head))
+        start, end = self._position, self._position + size
+        if end <= len(self._chunk):
+            self._position = end
+            return self._chunk[start:end]
+        parts: list[bytes | memoryview] = []
+        missing = end - len(self._chunk)
+        if start < len(self._chunk):
+            parts.append(memoryview(self._chunk)[start:])
+        self._chunk, self._position = b"", 0
+        while missing:
+            piece = await self._stream.read_some(min(missing, STREAM_READ_BYTES_MAX))
+            if not piece:
+                raise ConnectionLost(f"stream ended {missing} bytes short of {size}")
+            if len(piece) == size:
+                return piece
+            parts.append(piece)
+            missing -= len(piece)
+        return b"".join(parts)
 
     async def read_message(self, bytes_max: int) -> bytes | None:
         """The next varint-length-prefixed message, None at a clean end of the stream.
         Raises ProtocolViolation on a length above `bytes_max`, before any allocation."""
-        while True:
-            try:
-                size, start = decode_varint(self._buffer)
-                break
-            except ValueError as error:
-                if len(self._buffer) >= 9 or (self._buffer and self._buffer[-1] < 0x80):
-                    raise ProtocolViolation(
-                        f"message length from {self._stream.peer}: {error}"
-                    ) from error
-            if not await self._fill():
-                if self._buffer:
-                    raise ConnectionLost("stream ended inside a message length")
-                return None
+        size = await self._read_length()
+        if size is None:
+            return None
         if size > bytes_max:
             raise ProtocolViolation(
                 f"{self._stream.peer} declared a message of {size} bytes; at most {bytes_max}"
             )
-        del self._buffer[:start]
         return await self.read_exactly(size)
+
+    async def _read_length(self) -> int | None:
+        """The varint that comes next, None at the end of the stream."""
+        length = bytearray()
+        while len(length) < _LENGTH_BYTES_MAX:
+            if self._position == len(self._chunk):
+                self._chunk, self._position = await self._stream.read_some(), 0
+                if not self._chunk:
+                    if length:
+                        raise ConnectionLost("stream ended inside a message length")
+                    return None
+            length.append(self._chunk[self._position])
+            self._position += 1
+            if length[-1] < 0x80:
+                break
+        try:
+            return decode_varint(length)[0]
+        except ValueError as error:
+            raise ProtocolViolation(f"message length from {self._stream.peer}: {error}") from error
 
 
 def frame(message: bytes) -> bytes:
