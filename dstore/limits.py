@@ -23,7 +23,6 @@ CID_TEXT_CHARS_MAX: Final = 512
 # level per 8 hash bits; trees of directories are as deep as people make them.
 DAG_DEPTH_MAX: Final = 256
 DAG_BLOCKS_MAX: Final = 16 * 1024 * 1024
-DAG_VISITS_MAX: Final = 4 * DAG_BLOCKS_MAX  # links followed, repeats included
 # Links held at once by a walk, over all levels of its path: some 150 bytes each.
 DAG_PENDING_LINKS_MAX: Final = 262_144
 HAMT_FANOUT_MAX: Final = 1024  # CVE-2023-23625
@@ -82,6 +81,7 @@ IDENTIFY_BYTES_MAX: Final = 64 * KIB
 IDENTIFY_PROTOCOLS_MAX: Final = 256  # Kubo announces some 20
 ADDRESSES_PER_PEER_MAX: Final = 16
 ADDRESS_CHARS_MAX: Final = 320  # a DNS name of 253 and what stands around it
+CONNECTIONS_PER_IP_MAX: Final = 64  # inbound; loopback is exempt
 DIALS_MAX: Final = 64  # at once
 DIAL_STAGGER_SECONDS: Final = 0.25  # a second address is tried beside a slow first one
 HANDSHAKES_PENDING_MAX: Final = 256  # the oldest makes room: an honest one takes milliseconds
@@ -147,6 +147,8 @@ KAD_FAILURES_MAX: Final = 3  # unanswered requests in a row that cost a place in
 KAD_PROVIDE_ATTEMPTS: Final = 2  # of storing and reading back a record at one peer
 KAD_POLL_SECONDS: Final = 5  # between looks at who is connected
 KAD_REFRESH_SECONDS: Final = 600
+KAD_REFRESH_LOOKUPS_MAX: Final = 12  # random ones; each draws 2 ** prefix keys to find its own
+KAD_RECONSIDER_SECONDS: Final = 30  # until a connected client is asked again whether it serves
 KAD_EXTRA_PEERS_MAX: Final = 1024  # known from elsewhere, not yet heard
 KAD_ADDRESS_BYTES_MAX: Final = 256
 KAD_STREAMS_PER_PEER_MAX: Final = 8  # served at once; the ninth is reset
@@ -173,7 +175,11 @@ FAULT_DETAIL_CHARS_MAX: Final = 1024
 FAULTS_KEPT_MAX: Final = 10_000
 
 # --- Service ---------------------------------------------------------------------------
-ADD_STRIPES_IN_FLIGHT: Final = 4
+IMPORT_BATCH_BYTES: Final = 8 * MIB  # read, hashed and stored in one call in a worker
+IMPORT_BATCHES_IN_FLIGHT: Final = 3  # two cores hash while a third batch waits for the disk
+IMPORT_BATCH_FILES_MAX: Final = 256
+ENCODE_BATCH_BYTES: Final = 8 * MIB  # of data blocks, in whole stripes
+ENCODE_BATCHES_IN_FLIGHT: Final = 3
 READ_AHEAD_BYTES: Final = 16 * MIB
 HEDGE_SECONDS: Final = 0.5  # a block this late is asked of somebody else too
 FETCH_BLOCK_SECONDS: Final = 30

@@ -1,0 +1,439 @@
+"""Kademlia without I/O: the metric, the routing table, the lookup, the provider store.
+
+Peers are names here; where they can be reached and how they are asked is the driver's
+business (`network/routing.py`).  Time comes in as `now`, in seconds of a monotonic clock.
+Specification: libp2p kad-dht.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from bisect import insort
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import lru_cache
+from typing import Final
+
+from dstore.core.peerid import PeerId
+from dstore.limits import (
+    KAD_ADDRESSES_PER_PEER_MAX,
+    KAD_BUCKET,
+    KAD_CONCURRENCY,
+    KAD_FAILURES_MAX,
+    KAD_KEY_BYTES_MAX,
+    KAD_KEYS_MAX,
+    KAD_KEYS_PER_PEER_MAX,
+    KAD_PROVIDERS_PER_KEY_MAX,
+    KAD_QUERIES_MAX,
+    KAD_SLOW_SECONDS_MAX,
+    KAD_SLOW_SECONDS_MIN,
+    PROVIDER_SECONDS,
+)
+
+ID_BITS: Final = 256
+
+
+@lru_cache(maxsize=65_536)
+def kad_id(key: bytes) -> int:
+    """The place of `key` (a multihash, or a peer id in binary) in the key space."""
+    return int.from_bytes(hashlib.sha256(key).digest(), "big")
+
+
+def distance(a: int, b: int) -> int:
+    """How far apart two places are: their XOR, read as a number."""
+    return a ^ b
+
+
+def common_prefix(a: int, b: int) -> int:
+    """The number of leading bits that two places share, 0 to 256."""
+    return ID_BITS - (a ^ b).bit_length()
+
+
+def closest_of(peers: Iterable[PeerId], target: int, count: int) -> list[PeerId]:
+    """The `count` of `peers` closest to the place `target`, nearest first."""
+    return heapq.nsmallest(count, peers, key=lambda peer: kad_id(peer.binary) ^ target)
+
+
+# --- The routing table -----------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Entry:
+    peer: PeerId
+    seen: float
+    failures: int = 0
+
+
+class _Bucket:
+    __slots__ = ("entries", "waiting")
+
+    def __init__(self) -> None:
+        self.entries: dict[PeerId, _Entry] = {}
+        # Peers heard of while the bucket was full, the latest last.
+        self.waiting: OrderedDict[PeerId, float] = OrderedDict()
+
+
+class RoutingTable:
+    """The server peers this node knows: up to k for each length of common prefix.
+
+    A newcomer never displaces a peer that answers; it waits, in equally bounded number,
+    until one leaves or has failed `failures_max` times in a row.
+    """
+
+    def __init__(
+        self,
+        own: PeerId,
+        *,
+        bucket_size: int = KAD_BUCKET,
+        failures_max: int = KAD_FAILURES_MAX,
+    ) -> None:
+        self._own = own
+        self._own_id = kad_id(own.binary)
+        self._bucket_size = bucket_size
+        self._failures_max = failures_max
+        self._buckets: dict[int, _Bucket] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __contains__(self, peer: PeerId) -> bool:
+        bucket = self._buckets.get(self._index(peer))
+        return bucket is not None and peer in bucket.entries
+
+    def __iter__(self) -> Iterator[PeerId]:
+        for bucket in self._buckets.values():
+            yield from bucket.entries
+
+    def _index(self, peer: PeerId) -> int:
+        return common_prefix(self._own_id, kad_id(peer.binary))
+
+    def heard(self, peer: PeerId, now: float) -> bool:
+        """`peer`, a server, was heard from.  Returns whether it is in the table after."""
+        if peer == self._own:
+            return False
+        bucket = self._buckets.setdefault(self._index(peer), _Bucket())
+        entry = bucket.entries.get(peer)
+        if entry is not None:
+            entry.seen, entry.failures = now, 0
+            return True
+        if len(bucket.entries) < self._bucket_size:
+            bucket.waiting.pop(peer, None)
+            bucket.entries[peer] = _Entry(peer, now)
+            self._size += 1
+            return True
+        bucket.waiting[peer] = now
+        bucket.waiting.move_to_end(peer)
+        if len(bucket.waiting) > self._bucket_size:
+            bucket.waiting.popitem(last=False)
+        return False
+
+    def failed(self, peer: PeerId) -> None:
+        """A request to `peer` went unanswered."""
+        bucket = self._buckets.get(self._index(peer))
+        if bucket is None:
+            return
+        bucket.waiting.pop(peer, None)
+        entry = bucket.entries.get(peer)
+        if entry is not None:
+            entry.failures += 1
+            if entry.failures >= self._failures_max:
+                self.remove(peer)
+
+    def remove(self, peer: PeerId) -> None:
+        """`peer` left, or is no server any more; the latest that waits takes its place."""
+        bucket = self._buckets.get(self._index(peer))
+        if bucket is None:
+            return
+        bucket.waiting.pop(peer, None)
+        if bucket.entries.pop(peer, None) is None:
+            return
+        self._size -= 1
+        if bucket.waiting:
+            successor, seen = bucket.waiting.popitem()
+            bucket.entries[successor] = _Entry(successor, seen)
+            self._size += 1
+
+    def closest(self, target: int, count: int = KAD_BUCKET) -> list[PeerId]:
+        """The `count` peers closest to `target`, nearest first; peers whose last request
+        failed only where there are not enough others."""
+        entries = [e for bucket in self._buckets.values() for e in bucket.entries.values()]
+        chosen = closest_of((e.peer for e in entries if not e.failures), target, count)
+        if len(chosen) < count:
+            failing = (e.peer for e in entries if e.failures)
+            chosen += closest_of(failing, target, count - len(chosen))
+        return chosen
+
+    def unheard_since(self, instant: float, count: int) -> list[PeerId]:
+        """Up to `count` peers last heard from before `instant`, the longest silent first."""
+        entries = (
+            e
+            for bucket in self._buckets.values()
+            for e in bucket.entries.values()
+            if e.seen < instant
+        )
+        return [e.peer for e in heapq.nsmallest(count, entries, key=lambda e: e.seen)]
+
+    def sparse_prefixes(self) -> list[int]:
+        """Common prefix lengths, up to the longest in use, whose bucket is not full."""
+        longest = max((i for i, b in self._buckets.items() if b.entries), default=-1)
+        return [
+            index
+            for index in range(longest + 1)
+            if index not in self._buckets or len(self._buckets[index].entries) < self._bucket_size
+        ]
+
+
+# --- The lookup ------------------------------------------------------------------------
+
+
+class _State(Enum):
+    KNOWN = auto()
+    ASKED = auto()
+    SLOW = auto()  # asked, and no longer waited for
+    ANSWERED = auto()
+    FAILED = auto()
+
+
+class Lookup:
+    """One iterative search for the peers closest to a place in the key space.
+
+    The driver asks whom `ask` names, reports `answered` or `failed`, and calls `tick` when
+    `next_tick` comes.  A peer later than the search's patience stops counting towards the
+    concurrency and towards the end of the search, so that it holds up nobody; its answer is
+    taken if it comes.  The search has ended when the `count` closest peers that are neither
+    failed nor slow have all answered.
+    """
+
+    def __init__(
+        self,
+        target: int,
+        own: PeerId,
+        *,
+        count: int = KAD_BUCKET,
+        concurrency: int = KAD_CONCURRENCY,
+        suspect: Callable[[PeerId], bool] = lambda _: False,
+    ) -> None:
+        """`suspect` tells peers that were silent lately: they are asked, never waited for."""
+        self.target = target
+        self._own = own
+        self._count = count
+        self._concurrency = concurrency
+        self._suspect = suspect
+        self._states: dict[PeerId, _State] = {}
+        self._order: list[tuple[int, PeerId]] = []
+        self._asked_at: dict[PeerId, float] = {}  # those in ASKED, in the order of asking
+        self._slowest_answer = 0.0
+        self._queries = 0
+
+    def learn(self, peers: Iterable[PeerId]) -> None:
+        """Candidates, from the table or from an answer."""
+        for peer in peers:
+            if peer != self._own and peer not in self._states:
+                self._states[peer] = _State.KNOWN
+                insort(self._order, (kad_id(peer.binary) ^ self.target, peer))
+
+    def ask(self, now: float) -> list[PeerId]:
+        """Peers to ask now; they count as asked from here on."""
+        chosen: list[PeerId] = []
+        places = self._count
+        for _, peer in self._order:
+            if places <= 0 or self._queries >= KAD_QUERIES_MAX:
+                break
+            state = self._states[peer]
+            if state is _State.KNOWN:
+                if len(self._asked_at) >= self._concurrency:
+                    break
+                chosen.append(peer)
+                self._queries += 1
+                if self._suspect(peer):
+                    self._states[peer] = _State.SLOW
+                    continue
+                self._states[peer] = _State.ASKED
+                self._asked_at[peer] = now
+            if self._states[peer] in (_State.ASKED, _State.ANSWERED):
+                places -= 1
+        return chosen
+
+    def answered(self, peer: PeerId, closer: Iterable[PeerId], now: float) -> None:
+        """`peer` answered, naming `closer` (at most as many as one message may hold)."""
+        asked_at = self._asked_at.pop(peer, None)
+        if asked_at is not None:
+            self._slowest_answer = max(self._slowest_answer, now - asked_at)
+        self._states[peer] = _State.ANSWERED
+        self.learn(closer)
+
+    def failed(self, peer: PeerId) -> None:
+        """`peer` cannot be had or broke the protocol."""
+        self._asked_at.pop(peer, None)
+        self._states[peer] = _State.FAILED
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which an answer is waited for."""
+        return min(max(4 * self._slowest_answer, KAD_SLOW_SECONDS_MIN), KAD_SLOW_SECONDS_MAX)
+
+    @property
+    def next_tick(self) -> float:
+        """The instant at which `tick` has something to do; infinity where nobody is asked."""
+        first = next(iter(self._asked_at.values()), None)
+        return float("inf") if first is None else first + self.patience
+
+    def tick(self, now: float) -> None:
+        """Stop waiting for those that are late."""
+        while now >= self.next_tick:
+            peer = next(iter(self._asked_at))
+            del self._asked_at[peer]
+            self._states[peer] = _State.SLOW
+
+    @property
+    def finished(self) -> bool:
+        """Whether asking or waiting on brings nothing better.  While nobody answered at all,
+        the slow are waited for too."""
+        if self._asked_at:
+            return self._window_answered()
+        exhausted = self._queries >= KAD_QUERIES_MAX
+        if not exhausted and not self._window_answered():
+            return False
+        states = self._states.values()
+        return _State.ANSWERED in states or _State.SLOW not in states
+
+    def _window_answered(self) -> bool:
+        places = self._count
+        for _, peer in self._order:
+            state = self._states[peer]
+            if state is _State.ANSWERED:
+                places -= 1
+                if not places:
+                    return True
+            elif state in (_State.KNOWN, _State.ASKED):
+                return False
+        return True
+
+    def closest(self) -> list[PeerId]:
+        """Up to `count` peers that answered, nearest first."""
+        answered = (p for _, p in self._order if self._states[p] is _State.ANSWERED)
+        return [peer for peer, _ in zip(answered, range(self._count), strict=False)]
+
+    def slow(self) -> list[PeerId]:
+        """Peers asked that have not answered in time, nor since."""
+        return [peer for peer, state in self._states.items() if state is _State.SLOW]
+
+
+# --- The provider store ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderRecord:
+    """`peer`, at `addresses`, said that it provides a key; good until `expires`."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+    expires: float
+
+
+class ProviderStore:
+    """Who provides what, as providers themselves said; bounded in every direction.
+
+    Where a bound is reached, what is there stays and what is new is refused: a flood of
+    newcomers displaces nobody.
+    """
+
+    def __init__(
+        self,
+        *,
+        keys_max: int = KAD_KEYS_MAX,
+        keys_per_peer_max: int = KAD_KEYS_PER_PEER_MAX,
+        providers_per_key_max: int = KAD_PROVIDERS_PER_KEY_MAX,
+        seconds: float = PROVIDER_SECONDS,
+    ) -> None:
+        self._keys_max = keys_max
+        self._keys_per_peer_max = keys_per_peer_max
+        self._providers_per_key_max = providers_per_key_max
+        self._seconds = seconds
+        self._keys: dict[bytes, dict[PeerId, ProviderRecord]] = {}
+        self._keys_of: Counter[PeerId] = Counter()
+        # Every record lives equally long, so the order of saying is the order of expiry.
+        self._order: OrderedDict[tuple[bytes, PeerId], None] = OrderedDict()
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return len(self._order)
+
+    @property
+    def keys(self) -> int:
+        """The number of keys that have a record."""
+        return len(self._keys)
+
+    def add(
+        self,
+        key: bytes,
+        peer: PeerId,
+        addresses: tuple[str, ...],
+        now: float,
+        seconds: float | None = None,
+    ) -> bool:
+        """`peer` says it provides `key`; returns whether the store took it.  `seconds` is
+        what is left of a record that was saved."""
+        self.expire(now)
+        if not 0 < len(key) <= KAD_KEY_BYTES_MAX:
+            return False
+        records = self._keys.get(key, {})
+        if peer not in records and (
+            len(records) >= self._providers_per_key_max
+            or self._keys_of[peer] >= self._keys_per_peer_max
+            or (not records and len(self._keys) >= self._keys_max)
+        ):
+            if not self._keys_of[peer]:
+                del self._keys_of[peer]
+            return False
+        lives = self._seconds if seconds is None else min(seconds, self._seconds)
+        if lives <= 0:
+            return False
+        if peer not in records:
+            self._keys_of[peer] += 1
+        record = ProviderRecord(peer, addresses[:KAD_ADDRESSES_PER_PEER_MAX], now + lives)
+        self._keys.setdefault(key, {})[peer] = record
+        self._order[key, peer] = None
+        self._order.move_to_end((key, peer))
+        return True
+
+    def providers(self, key: bytes, now: float) -> list[ProviderRecord]:
+        """The providers of `key`, the longest known first."""
+        return [r for r in self._keys.get(key, {}).values() if r.expires > now]
+
+    def expire(self, now: float) -> int:
+        """Drop what has expired; returns the number of records dropped."""
+        dropped = 0
+        while self._order:
+            key, peer = next(iter(self._order))
+            if self._keys[key][peer].expires > now:
+                break
+            self._drop(key, peer)
+            dropped += 1
+        return dropped
+
+    def discard(self, key: bytes, peer: PeerId) -> None:
+        """Forget one record, if it is there."""
+        if (key, peer) in self._order:
+            self._drop(key, peer)
+
+    def _drop(self, key: bytes, peer: PeerId) -> None:
+        del self._order[key, peer]
+        records = self._keys[key]
+        del records[peer]
+        if not records:
+            del self._keys[key]
+        self._keys_of[peer] -= 1
+        if not self._keys_of[peer]:
+            del self._keys_of[peer]
+
+    def records(self, now: float) -> Iterator[tuple[bytes, ProviderRecord]]:
+        """Every live record, the first to expire first."""
+        for key, peer in self._order:
+            record = self._keys[key][peer]
+            if record.expires > now:
+                yield key, record

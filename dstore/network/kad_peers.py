@@ -1,0 +1,69 @@
+"""The DHT peers a node knows: its routing table, peers known from elsewhere, the silent.
+
+Addresses are the network's (`Network.known_addresses`); here stand only those of peers that
+it has not met.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import trio
+
+from dstore.core.kademlia import RoutingTable, closest_of
+from dstore.core.peerid import PeerId
+from dstore.limits import (
+    KAD_ADDRESSES_PER_PEER_MAX,
+    KAD_BUCKET,
+    KAD_EXTRA_PEERS_MAX,
+    KAD_SUSPECT_SECONDS,
+    KAD_SUSPECTS_MAX,
+)
+from dstore.network.streams import Network, PeerAddresses
+
+
+class KnownPeers:
+    """Whom to ask, where they are, and how they behaved lately."""
+
+    def __init__(self, network: Network) -> None:
+        self.own = network.peer_id
+        self.table = RoutingTable(network.peer_id)
+        self._network = network
+        self._extra: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
+        self._suspects: OrderedDict[PeerId, float] = OrderedDict()  # until when
+
+    def where(self, peer: PeerId, hints: Sequence[str] = ()) -> PeerAddresses:
+        """Where `peer` can be reached: what the network knows, then `hints`."""
+        known = (*self._network.known_addresses(peer), *self._extra.get(peer, ()), *hints)
+        return PeerAddresses(peer, tuple(dict.fromkeys(known))[:KAD_ADDRESSES_PER_PEER_MAX])
+
+    def add_extra(self, target: PeerAddresses) -> None:
+        """A peer known from elsewhere, for lookups to start from."""
+        if target.peer == self.own:
+            return
+        self._extra[target.peer] = target.addresses[:KAD_ADDRESSES_PER_PEER_MAX]
+        self._extra.move_to_end(target.peer)
+        if len(self._extra) > KAD_EXTRA_PEERS_MAX:
+            self._extra.popitem(last=False)
+
+    def starts(self, target: int) -> list[PeerId]:
+        """Peers from which to search for the place `target`."""
+        return self.table.closest(target) + closest_of(self._extra, target, KAD_BUCKET)
+
+    def heard(self, peer: PeerId) -> None:
+        """`peer` speaks the protocol as a server."""
+        self._suspects.pop(peer, None)
+        self.table.heard(peer, trio.current_time())
+
+    def unanswered(self, peer: PeerId) -> None:
+        """`peer` did not answer a request in time, or at all."""
+        self.table.failed(peer)
+        self._suspects[peer] = trio.current_time() + KAD_SUSPECT_SECONDS
+        self._suspects.move_to_end(peer)
+        if len(self._suspects) > KAD_SUSPECTS_MAX:
+            self._suspects.popitem(last=False)
+
+    def is_suspect(self, peer: PeerId) -> bool:
+        """Whether `peer` left a request unanswered a short while ago."""
+        return self._suspects.get(peer, 0.0) > trio.current_time()

@@ -1,0 +1,389 @@
+"""Finding peers and providers: the driver of `core.kademlia` on a `Network`.
+
+It asks peers, serves them in server mode, and keeps the routing table filled; the decisions
+are the core's.  It knows no content: providing again, and what a provider is good for, is
+the service's business.  Specification: libp2p kad-dht.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import trio
+
+from dstore.core.kad_messages import KadMessage, KadPeer, MessageType
+from dstore.core.kademlia import (
+    ProviderStore,
+    common_prefix,
+    distance,
+    kad_id,
+)
+from dstore.core.peerid import PeerId
+from dstore.errors import NetworkError, PeerError
+from dstore.limits import (
+    DIAL_SECONDS,
+    KAD_BUCKET,
+    KAD_CONCURRENCY,
+    KAD_KEY_BYTES_MAX,
+    KAD_KEYS_MAX,
+    KAD_KEYS_PER_PEER_MAX,
+    KAD_LOOKUP_SECONDS,
+    KAD_POLL_SECONDS,
+    KAD_PROVIDE_ATTEMPTS,
+    KAD_PROVIDERS_PER_KEY_MAX,
+    KAD_RECONSIDER_SECONDS,
+    KAD_REFRESH_LOOKUPS_MAX,
+    KAD_REFRESH_SECONDS,
+    KAD_REQUEST_SECONDS,
+    KAD_SUSPECTS_MAX,
+)
+from dstore.network.kad_peers import KnownPeers
+from dstore.network.kad_requests import RequestStreams
+from dstore.network.kad_search import ProviderSearch, Search
+from dstore.network.kad_server import Answers, ServedStreams
+from dstore.network.streams import Network, PeerAddresses, Stream
+from dstore.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class RoutingOptions:
+    """What a node's routing is set to.  A client searches and provides; it serves nothing
+    and is in nobody's table."""
+
+    protocol: str = "/dstore/kad/1.0.0"
+    mode: Literal["server", "client"] = "server"
+    keys_max: int = KAD_KEYS_MAX
+    keys_per_peer_max: int = KAD_KEYS_PER_PEER_MAX
+    providers_per_key_max: int = KAD_PROVIDERS_PER_KEY_MAX
+
+
+@dataclass(frozen=True)
+class ProviderEntry:
+    """One provider record as it is saved: `seconds_left` until it expires."""
+
+    key: bytes
+    provider: PeerAddresses
+    seconds_left: float
+
+
+class Routing:
+    """A node's part in the DHT.  Made by `open_routing`."""
+
+    def __init__(
+        self, network: Network, options: RoutingOptions, runtime: Runtime, nursery: trio.Nursery
+    ) -> None:
+        self._own = network.peer_id
+        self._requests = RequestStreams(network, options.protocol)
+        self._network = network
+        self._options = options
+        self._random = runtime.random
+        self._nursery = nursery
+        self._peers = KnownPeers(network)
+        self._table = self._peers.table
+        self._store = ProviderStore(
+            keys_max=options.keys_max,
+            keys_per_peer_max=options.keys_per_peer_max,
+            providers_per_key_max=options.providers_per_key_max,
+        )
+        self._bootstrap: dict[PeerId, PeerAddresses] = {}
+        self._considering: set[PeerId] = set()
+        self._considered = trio.Event()  # set, and replaced, whenever one has been
+        self._reconsider: OrderedDict[PeerId, float] = OrderedDict()  # not before
+        answers = Answers(network, self._table, self._store, runtime.random)
+        self._served = ServedStreams(answers.answer)
+        self._size_at_refresh = 0
+        if options.mode == "server":
+            network.set_handler(options.protocol, self._serve)
+
+    # --- What is known ------------------------------------------------------------------
+
+    @property
+    def table_size(self) -> int:
+        """The number of server peers in the routing table."""
+        return len(self._table)
+
+    @property
+    def records(self) -> int:
+        """The number of provider records held for others."""
+        return len(self._store)
+
+    def add_peer(self, target: PeerAddresses) -> None:
+        """Note a peer known from elsewhere (the catalog, say).  Lookups start from it too;
+        the table takes it once it has answered."""
+        self._peers.add_extra(target)
+
+    # --- Searching ----------------------------------------------------------------------
+
+    async def _search(
+        self,
+        request: KadMessage,
+        deadline: float,
+        count: int = KAD_BUCKET,
+        on_answer: Callable[[KadMessage], bool] = lambda _: False,
+    ) -> Search:
+        """The search for the peers closest to the request's key, done."""
+        self._consider_connected()
+        if not len(self._table) and self._considering:
+            # Nothing to start from until the first of the connected peers is known.
+            with trio.move_on_after(KAD_REQUEST_SECONDS):
+                while self._considering and not len(self._table):
+                    await self._considered.wait()
+        search = Search(self._peers, self._requests, request, count, on_answer)
+        await search.run(deadline)
+        return search
+
+    async def closest_peers(self, key: bytes, count: int = KAD_BUCKET) -> list[PeerAddresses]:
+        """The `count` responsive server peers closest to `key` (the DHT hashes it itself),
+        nearest first, without this node.  Takes at most KAD_LOOKUP_SECONDS; never raises
+        for what peers do."""
+        deadline = trio.current_time() + KAD_LOOKUP_SECONDS
+        request = KadMessage(MessageType.FIND_NODE, key)
+        search = await self._search(request, deadline, max(count, 1))
+        return [search.where(peer) for peer in search.lookup.closest()][:count]
+
+    async def find_peer(self, peer: PeerId) -> PeerAddresses | None:
+        """Where `peer` can be reached; None where nobody says so within
+        KAD_LOOKUP_SECONDS."""
+        if peer == self._own:
+            return PeerAddresses(peer, tuple(self._network.addresses()))
+        if peer in self._network.connected() and (here := self._peers.where(peer)).addresses:
+            return here
+        deadline = trio.current_time() + KAD_LOOKUP_SECONDS
+
+        def named(answer: KadMessage) -> bool:
+            return any(each.peer == peer and each.addresses for each in answer.closer)
+
+        request = KadMessage(MessageType.FIND_NODE, peer.binary)
+        search = await self._search(request, deadline, on_answer=named)
+        found = search.where(peer)
+        return found if found.addresses else None
+
+    def find_providers(
+        self, key: bytes, *, count: int = KAD_BUCKET, deadline: float | None = None
+    ) -> ProviderSearch:
+        """Other peers that provide `key` (a multihash), each once, as they are found: those
+        that told this node, and those that the peers closest to the key know of.  Ends with
+        `count` found, with everybody asked, or at `deadline`, an instant of
+        `trio.current_time()` (KAD_LOOKUP_SECONDS from now where it is None)."""
+        if deadline is None:
+            deadline = trio.current_time() + KAD_LOOKUP_SECONDS
+        search = ProviderSearch(count)
+        self._nursery.start_soon(self._search_providers, key, deadline, search)
+        return search
+
+    async def _search_providers(self, key: bytes, deadline: float, found: ProviderSearch) -> None:
+        without_address: list[PeerId] = []
+
+        def offer(peer: PeerId, addresses: Sequence[str]) -> None:
+            if peer == self._own:
+                return
+            provider = self._peers.where(peer, addresses)
+            if provider.addresses:
+                found.offer(provider)
+            else:
+                without_address.append(peer)
+
+        def on_answer(answer: KadMessage) -> bool:
+            for each in answer.providers:
+                offer(each.peer, each.addresses)
+            return found.enough
+
+        try:
+            with found.scope:
+                for record in self._store.providers(key, trio.current_time()):
+                    offer(record.peer, record.addresses)
+                if not found.enough:
+                    request = KadMessage(MessageType.GET_PROVIDERS, key)
+                    search = await self._search(request, deadline, on_answer=on_answer)
+                    for peer in without_address:
+                        found.offer(search.where(peer))
+        finally:
+            found.end()
+
+    # --- Providing ----------------------------------------------------------------------
+
+    async def provide(self, key: bytes) -> int:
+        """Tell the peers closest to `key` (a multihash) that this node provides it, read the
+        record back from each, and once more where that fails.  Returns the number of peers
+        that confirmed.  Raises ValueError for a key above KAD_KEY_BYTES_MAX."""
+        if not 0 < len(key) <= KAD_KEY_BYTES_MAX:
+            raise ValueError(f"DHT key of {len(key)} bytes; 1 to {KAD_KEY_BYTES_MAX}")
+        targets = await self.closest_peers(key)
+        addresses = tuple(self._network.addresses())
+        confirmed: list[PeerId] = []
+        add = KadMessage(MessageType.ADD_PROVIDER, key, providers=(KadPeer(self._own, addresses),))
+        read = KadMessage(MessageType.GET_PROVIDERS, key)
+
+        async def tell(target: PeerAddresses) -> None:
+            for _ in range(KAD_PROVIDE_ATTEMPTS):
+                try:
+                    answer = await self._requests.exchange(target, add, read)
+                except (NetworkError, PeerError):
+                    continue
+                if any(each.peer == self._own for each in answer.providers):
+                    confirmed.append(target.peer)
+                    return
+            self._peers.unanswered(target.peer)
+
+        if self._options.mode == "server" and self._is_close(key, targets):
+            self._store.add(key, self._own, addresses, trio.current_time())
+        async with trio.open_nursery() as nursery:
+            for target in targets:
+                nursery.start_soon(tell, target)
+        return len(confirmed)
+
+    def _is_close(self, key: bytes, peers: Sequence[PeerAddresses]) -> bool:
+        """Whether this node itself is one of the k closest to `key`, given the others."""
+        if len(peers) < KAD_BUCKET:
+            return True
+        place = kad_id(key)
+        farthest = distance(kad_id(peers[-1].peer.binary), place)
+        return distance(kad_id(self._own.binary), place) < farthest
+
+    def export_providers(self) -> list[ProviderEntry]:
+        """Every provider record held, for saving."""
+        now = trio.current_time()
+        return [
+            ProviderEntry(key, PeerAddresses(r.peer, r.addresses), r.expires - now)
+            for key, r in self._store.records(now)
+        ]
+
+    def import_providers(self, entries: Iterable[ProviderEntry]) -> int:
+        """Take back saved records, within the bounds.  Returns how many were taken."""
+        now = trio.current_time()
+        ordered = sorted(entries, key=lambda entry: entry.seconds_left)
+        return sum(
+            self._store.add(e.key, e.provider.peer, e.provider.addresses, now, e.seconds_left)
+            for e in ordered
+        )
+
+    # --- Keeping the table --------------------------------------------------------------
+
+    async def bootstrap(self, peers: Sequence[PeerAddresses]) -> int:
+        """Connect to `peers`, look up this node's own id, and go on trying `peers` while
+        the table is empty.  Returns how many of them are servers that answered; never
+        raises for those that did not."""
+        for target in peers:
+            if target.peer != self._own:
+                self._bootstrap[target.peer] = target
+        async with trio.open_nursery() as nursery:
+            for target in peers:
+                nursery.start_soon(self._join, target)
+        await self.refresh()
+        return sum(target.peer in self._table for target in peers)
+
+    async def _join(self, target: PeerAddresses) -> None:
+        if target.peer == self._own:
+            return
+        try:
+            with trio.move_on_after(DIAL_SECONDS):
+                await self._network.connect(target)
+                if await self._network.speaks(target.peer, self._options.protocol):
+                    self._peers.heard(target.peer)
+        except (NetworkError, PeerError):
+            return
+
+    async def refresh(self) -> None:
+        """Look up this node's own id, and a random one in each part of the key space where
+        the table has room; ask those not heard from for long."""
+        await self.closest_peers(self._own.binary)
+        for prefix in self._table.sparse_prefixes()[:KAD_REFRESH_LOOKUPS_MAX]:
+            await self.closest_peers(self._random_key(prefix))
+        self._size_at_refresh = len(self._table)
+        horizon = trio.current_time() - KAD_REFRESH_SECONDS
+        async with trio.open_nursery() as nursery:
+            for peer in self._table.unheard_since(horizon, KAD_CONCURRENCY):
+                nursery.start_soon(self._probe, peer)
+
+    def _random_key(self, prefix: int) -> bytes:
+        """A key, in the form of a peer id, that shares `prefix` bits with this node's id."""
+        own = kad_id(self._own.binary)
+        while True:
+            key = b"\x12\x20" + self._random.randbytes(32)
+            if common_prefix(kad_id(key), own) == prefix:
+                return key
+
+    async def _probe(self, peer: PeerId) -> None:
+        request = KadMessage(MessageType.FIND_NODE, self._own.binary)
+        try:
+            await self._requests.exchange(self._peers.where(peer), request)
+        except (NetworkError, PeerError):
+            self._peers.unanswered(peer)
+        else:
+            self._peers.heard(peer)
+
+    def _consider_connected(self) -> None:
+        """Find out which connected peers are servers."""
+        for peer in self._network.connected():
+            self._consider(peer)
+
+    def _consider(self, peer: PeerId) -> None:
+        now = trio.current_time()
+        if peer in self._table or peer in self._considering or now < self._reconsider.get(peer, 0):
+            return
+        self._considering.add(peer)
+        self._reconsider[peer] = now + KAD_RECONSIDER_SECONDS
+        self._reconsider.move_to_end(peer)
+        if len(self._reconsider) > KAD_SUSPECTS_MAX:
+            self._reconsider.popitem(last=False)
+        self._nursery.start_soon(self._find_out, peer)
+
+    async def _find_out(self, peer: PeerId) -> None:
+        try:
+            if await self._network.speaks(peer, self._options.protocol):
+                self._peers.heard(peer)
+        except (NetworkError, PeerError):
+            return
+        finally:
+            self._considering.discard(peer)
+            self._considered.set()
+            self._considered = trio.Event()
+
+    async def maintain(self) -> None:
+        """Keep the table and the stores in order until cancelled."""
+        refresh_at = trio.current_time() + KAD_REFRESH_SECONDS
+        while True:
+            await trio.sleep(KAD_POLL_SECONDS)
+            now = trio.current_time()
+            self._consider_connected()
+            self._store.expire(now)
+            await self._requests.sweep()
+            if not len(self._table):
+                async with trio.open_nursery() as nursery:
+                    for target in self._bootstrap.values():
+                        nursery.start_soon(self._join, target)
+            # A table that has doubled has neighbours in it that know more of them.
+            grown = len(self._table) >= 2 * max(self._size_at_refresh, 1)
+            if now >= refresh_at or grown:
+                await self.refresh()
+                refresh_at = trio.current_time() + KAD_REFRESH_SECONDS
+
+    async def close(self) -> None:
+        """End every stream."""
+        self._served.close()
+        await self._requests.close()
+
+    async def _serve(self, stream: Stream) -> None:
+        self._consider(stream.peer)  # a server itself, perhaps
+        await self._served.serve(stream)
+
+
+@asynccontextmanager
+async def open_routing(
+    network: Network, options: RoutingOptions, runtime: Runtime
+) -> AsyncIterator[Routing]:
+    """A `Routing` that serves (in server mode), searches and keeps its table until the block
+    ends.  Start it before the first connections: peers ask once what this node speaks."""
+    async with trio.open_nursery() as nursery:
+        routing = Routing(network, options, runtime, nursery)
+        nursery.start_soon(routing.maintain)
+        try:
+            yield routing
+        finally:
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await routing.close()
