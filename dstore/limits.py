@@ -163,6 +163,16 @@ KAD_KEYS_PER_PEER_MAX: Final = 20_000
 PROVIDER_SECONDS: Final = 48 * 3600
 REPROVIDE_SECONDS: Final = 22 * 3600
 
+# --- Placement and health ---------------------------------------------------------------
+# Segments of one root share holders over this span: fewer distinct holder sets, fewer fatal
+# coincidences (docs/explanation/durability.md).
+PLACEMENT_GROUP_BYTES: Final = 64 * GIB
+SCORE_MIN: Final = 0.96  # of a peer that gets new slots
+GUARANTEE_STEPS_MAX: Final = 50_000  # of the exact search; a safe lower bound beyond
+HEALTH_CHECK_SECONDS: Final = 6 * 3600
+AWAY_SECONDS: Final = 72 * 3600  # of silence before a slot counts as gone
+AT_RISK_SECONDS: Final = 3600  # with no fragment to spare
+
 # --- Storage ---------------------------------------------------------------------------
 SMALL_BLOCK_BYTES: Final = 32 * KIB  # below: SQLite; at or above: a file of its own
 COMMIT_BATCH_BLOCKS_MAX: Final = 1024
@@ -180,6 +190,8 @@ IMPORT_BATCHES_IN_FLIGHT: Final = 3  # two cores hash while a third batch waits 
 IMPORT_BATCH_FILES_MAX: Final = 256
 ENCODE_BATCH_BYTES: Final = 8 * MIB  # of data blocks, in whole stripes
 ENCODE_BATCHES_IN_FLIGHT: Final = 3
+SERVE_BATCH_BYTES: Final = 2 * MIB  # read in one call in a worker, then written out
+SERVE_BATCH_BLOCKS_MAX: Final = 128
 READ_AHEAD_BYTES: Final = 16 * MIB
 HEDGE_SECONDS: Final = 0.5  # a block this late is asked of somebody else too
 FETCH_BLOCK_SECONDS: Final = 30
@@ -215,3 +227,5 @@ assert FIND_RECORDS_MAX * RECORD_BYTES_MAX < CONTROL_BYTES_MAX
 assert PEER_BUDGET_BYTES >= 8 * BLOCK_BYTES_MAX
 assert FRAGMENT_STREAMS_PER_PEER_MAX < PEER_STREAMS_SERVED_MAX
 assert WORKING_SECONDS < REQUEST_SECONDS
+assert AT_RISK_SECONDS < HEALTH_CHECK_SECONDS < AWAY_SECONDS
+assert SEGMENT_BYTES_MAX <= PLACEMENT_GROUP_BYTES

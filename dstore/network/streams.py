@@ -16,7 +16,6 @@ from dstore.core.peerid import PeerId
 from dstore.errors import ConnectionLost, ProtocolViolation
 from dstore.limits import STREAM_READ_BYTES_MAX
 
-
 _LENGTH_BYTES_MAX: Final = 9  # an unsigned varint of 63 bits
 
 

@@ -1,0 +1,486 @@
+"""Which peer holds which slot, and what may be lost then: failure domains, assignment,
+guarantee, choice of the code.
+
+Pure functions of what the caller knows of the peers; who the candidates are, and moving the
+bytes, is the services' business.  Health over time is in `health.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final
+
+from dstore.core.cid import CID
+from dstore.core.manifest import Code, Segment
+from dstore.core.peerid import PeerId
+from dstore.limits import GUARANTEE_STEPS_MAX, PLACEMENT_GROUP_BYTES, SCORE_MIN
+
+UNVERIFIED: Final = "unverified"
+"""The one domain of all peers of which neither label nor address is known."""
+
+_PLACEMENT_TAG: Final = b"dstore placement"
+_GROUP_TAG: Final = b"dstore placement group"
+
+# Failure domains → the cheapest code that survives any two of them (from four on) and leaves
+# a domain free for repairs (from five on); the largest row not above the count applies.
+_CODES: Final = (
+    (0, Code(1, 1)),
+    (3, Code(2, 1)),
+    (4, Code(2, 2)),
+    (6, Code(3, 2)),
+    (7, Code(4, 2)),
+    (10, Code(6, 3)),
+    (12, Code(7, 4)),
+    (24, Code(14, 8)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A peer that could hold slots, or holds some already.
+
+    `domains` is what `domains_of` says, `score` its reputation from 0 to 1, and `load` the
+    share of its work that is taken: at 1 and above it is used only where nothing else is as
+    well spread.
+    """
+
+    peer: PeerId
+    domains: frozenset[str]
+    free_bytes: int
+    score: float = 1.0
+    load: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SlotNeed:
+    """A slot and the bytes of its real fragments; 0 where no stripe has one."""
+
+    slot: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Who is to hold each slot that has real fragments.
+
+    `holders` has the peers that hold it already first, then those of `new`, to which it is
+    yet to be brought.  A slot for which nobody could be found is there with fewer holders
+    than `copies`, or with none.
+    """
+
+    holders: Mapping[int, tuple[PeerId, ...]]
+    new: Mapping[int, tuple[PeerId, ...]]
+    copies: int = 1
+
+    @property
+    def unplaced(self) -> tuple[int, ...]:
+        """Slots that found fewer holders than `copies`."""
+        return tuple(slot for slot, peers in self.holders.items() if len(peers) < self.copies)
+
+
+# --- Failure domains -------------------------------------------------------------------
+
+
+def domains_of(addresses: Iterable[str], label: str | None = None) -> frozenset[str]:
+    """The domain strings of a peer that was reached at `addresses` (multiaddrs in text) and
+    whose operator gave it `label`.
+
+    Public addresses count as their /24 or /48 and, where there are any, alone: everybody has
+    the same private address on some bridge.  Else private addresses and host names count as
+    themselves, so that the machines of one house stay apart.  Loopback counts where nothing
+    else is known: all such peers are processes of one machine, one domain, unless they have
+    labels, which then count alone.  That is how a development network on one machine plays
+    many; nowhere else does a label split anything.
+    """
+    public: set[str] = set()
+    private: set[str] = set()
+    loopback = False
+    for address in addresses:
+        parts = address.split("/")
+        # A circuit's address is the relay's, not the peer's.
+        if len(parts) < 3 or parts[0] or "p2p-circuit" in parts:
+            continue
+        if parts[1] in ("dns", "dns4", "dns6", "dnsaddr"):
+            private.add(f"addr:{parts[2].lower().rstrip('.')}")
+            continue
+        ip = _ip(parts[1], parts[2])
+        if ip is None or ip.is_unspecified or ip.is_multicast:
+            continue
+        if ip.is_loopback:
+            loopback = True
+        elif ip.is_global:
+            bits = 24 if ip.version == 4 else 48
+            public.add(f"net:{ipaddress.ip_network((ip, bits), strict=False)}")
+        else:
+            private.add(f"addr:{ip}")
+    found = public or private
+    if label:
+        found = found | {f"label:{label}"}
+    elif not found and loopback:
+        found = {"addr:loopback"}
+    return frozenset(found)
+
+
+def _ip(protocol: str, text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    if protocol not in ("ip4", "ip6"):
+        return None
+    try:
+        ip = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        return ip.ipv4_mapped
+    return ip
+
+
+def components(domains: Mapping[PeerId, Collection[str]]) -> dict[PeerId, str]:
+    """Each peer's failure domain: peers that share a string, directly or through others, are
+    in one.  It is named after one of its strings, a label where there is one."""
+    parent: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    def rank(name: str) -> tuple[bool, str]:
+        return not name.startswith("label:"), name
+
+    for names in domains.values():
+        for name in names or (UNVERIFIED,):
+            parent.setdefault(name, name)
+        first, *others = (find(name) for name in names or (UNVERIFIED,))
+        for other in others:
+            low, high = sorted((first, find(other)), key=rank)
+            parent[high] = first = low
+    return {
+        peer: find(next(iter(names))) if names else UNVERIFIED for peer, names in domains.items()
+    }
+
+
+def domain_components(candidates: Iterable[Candidate]) -> dict[PeerId, str]:
+    """`components` of the candidates."""
+    return components({candidate.peer: candidate.domains for candidate in candidates})
+
+
+def choose_code(domains: int) -> Code:
+    """The code for that many live failure domains.  Below three it is two copies, which
+    survive one loss at most: the caller warns."""
+    return max((row for row in _CODES if row[0] <= max(domains, 0)), key=lambda row: row[0])[1]
+
+
+# --- Assignment ------------------------------------------------------------------------
+
+
+def group_key(root: CID, offset_bytes: int) -> bytes:
+    """What segments of one root share that start within the same 64 GiB of it; passed to
+    `assign`, it gives them the same holders."""
+    span = offset_bytes // PLACEMENT_GROUP_BYTES
+    return _digest(_GROUP_TAG, root.multihash, span.to_bytes(8, "big"))
+
+
+def needs_of(segment: Segment) -> tuple[SlotNeed, ...]:
+    """Every slot of the segment with its bytes."""
+    return tuple(SlotNeed(slot, segment.slot_bytes(slot)) for slot in range(segment.n))
+
+
+def assign(
+    segment: CID,
+    slots: Sequence[SlotNeed],
+    candidates: Collection[Candidate],
+    code: Code,
+    placed: Mapping[int, Collection[PeerId]] | None = None,
+    copies: int = 1,
+    avoid: Collection[PeerId] = (),
+    group: bytes | None = None,
+) -> Assignment:
+    """Find holders for the slots that `placed` does not cover with `copies` peers yet.
+
+    Slots are spread evenly over failure domains, then over peers; over peers first where no
+    spread could survive the loss of a domain anyway.  Copies of one slot go to different
+    domains where there are several.  Among equals the rendezvous hash of (group or segment,
+    slot, peer) decides, so that a peer's coming or going moves few slots.  Peers of `avoid`,
+    with a low score or too little space get nothing new; holders in `placed` that are not
+    among the candidates count as one unverified domain.
+    """
+    key = group if group is not None else segment.multihash
+    spread = _Spread(key, candidates, code, frozenset(avoid))
+    needed = sorted((need for need in slots if need.bytes > 0), key=lambda n: (-n.bytes, n.slot))
+    holders: dict[int, list[PeerId]] = {need.slot: [] for need in needed}
+    for slot, peers in sorted((placed or {}).items()):
+        for peer in sorted(set(peers)):
+            holders.setdefault(slot, []).append(peer)
+            spread.hold(peer)
+    spread.choose_order(len(holders))
+    new: dict[int, list[PeerId]] = {}
+    for number in range(copies):
+        for need in needed:
+            if len(holders[need.slot]) > number:
+                continue
+            found = spread.best(need, holders[need.slot])
+            if found is not None:
+                holders[need.slot].append(found)
+                new.setdefault(need.slot, []).append(found)
+                spread.hold(found, need.bytes)
+    return Assignment(
+        {slot: tuple(holders[slot]) for slot in sorted(holders)},
+        {slot: tuple(new[slot]) for slot in sorted(new)},
+        copies,
+    )
+
+
+class _Spread:
+    """The counts that one assignment works with."""
+
+    def __init__(
+        self, key: bytes, candidates: Collection[Candidate], code: Code, avoid: frozenset[PeerId]
+    ) -> None:
+        self._key = key
+        self._per_domain_max = max(code.m, 1)
+        self._domain_of = domain_components(candidates)
+        self._eligible = [
+            candidate
+            for candidate in candidates
+            if candidate.score >= SCORE_MIN and candidate.peer not in avoid
+        ]
+        self._free = {candidate.peer: candidate.free_bytes for candidate in self._eligible}
+        self._in_peer: Counter[PeerId] = Counter()
+        self._in_domain: Counter[str] = Counter()
+        self._domains_first = True
+
+    def domain(self, peer: PeerId) -> str:
+        return self._domain_of.get(peer, UNVERIFIED)
+
+    def choose_order(self, slots: int) -> None:
+        """Whether domains can be spread so that the loss of any one is survived."""
+        usable = {self.domain(c.peer) for c in self._eligible if c.free_bytes > 0}
+        domains = usable | self._in_domain.keys()
+        self._domains_first = len(domains) * self._per_domain_max >= slots
+
+    def hold(self, peer: PeerId, taken_bytes: int = 0) -> None:
+        self._in_peer[peer] += 1
+        self._in_domain[self.domain(peer)] += 1
+        if taken_bytes:
+            self._free[peer] -= taken_bytes
+
+    def best(self, need: SlotNeed, holders: Sequence[PeerId]) -> PeerId | None:
+        """The peer to hold one more copy of the slot; None where nobody can."""
+        taken = {self.domain(peer) for peer in holders}
+
+        def burden(candidate: Candidate) -> tuple[int, int, int, int]:
+            domain = self.domain(candidate.peer)
+            counts = self._in_domain[domain], self._in_peer[candidate.peer]
+            first, second = counts if self._domains_first else counts[::-1]
+            return int(domain in taken), first, second, int(candidate.load >= 1)
+
+        able = [
+            (burden(candidate), candidate.peer)
+            for candidate in self._eligible
+            if self._free[candidate.peer] >= need.bytes and candidate.peer not in holders
+        ]
+        if not able:
+            return None
+        least = min(able)[0]
+        slot = need.slot.to_bytes(2, "big")
+        return min(
+            (peer for weight, peer in able if weight == least),
+            key=lambda peer: _digest(_PLACEMENT_TAG, self._key, slot, peer.binary),
+        )
+
+
+def lacking(assignment: Assignment, leased: Mapping[int, Collection[PeerId]]) -> tuple[int, ...]:
+    """Slots that the assignment requires and that have too few of the leases `leased`.
+
+    Any peer's lease counts, so that a substitute's is as good; a slot that found fewer
+    holders than `copies` is content with those, but never with none.
+    """
+    return tuple(
+        slot
+        for slot, peers in assignment.holders.items()
+        if len(set(leased.get(slot, ()))) < max(1, len(peers))
+    )
+
+
+def enough(assignment: Assignment, leased: Mapping[int, Collection[PeerId]]) -> bool:
+    """Whether every slot that the assignment requires is leased: the segment is protected."""
+    return not lacking(assignment, leased)
+
+
+def _digest(*fields: bytes) -> bytes:
+    """SHA-256 over the fields, each behind its length in four bytes."""
+    return hashlib.sha256(b"".join(len(f).to_bytes(4, "big") + f for f in fields)).digest()
+
+
+# --- The guarantee ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StripeShape:
+    """What readability of a stripe depends on: its data blocks and the slots that exist."""
+
+    data_count: int
+    slots: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantee:
+    """The largest number of peers, and of failure domains, of which any may be lost while
+    every stripe stays readable; -1 where one is not readable now.
+
+    Where `exact` is false the numbers are safe, but more may hold: several copies of slots
+    on overlapping peers make the question a hitting-set problem, searched to a fixed depth.
+    """
+
+    peers: int
+    domains: int
+    exact: bool = True
+
+
+def shape(data_count: int, code: Code) -> StripeShape:
+    """The shape of a stripe with that many data blocks under the code."""
+    return StripeShape(data_count, frozenset(range(data_count)) | frozenset(range(code.k, code.n)))
+
+
+def shapes_of(segment: Segment) -> frozenset[StripeShape]:
+    """The shapes that occur in the segment: few, however many its stripes."""
+    counts = {len(stripe.data) for stripe in segment.stripes}
+    return frozenset(shape(count, segment.code) for count in counts)
+
+
+def guarantee(
+    shapes: Iterable[StripeShape],
+    holders: Mapping[int, Collection[PeerId]],
+    domain_of: Mapping[PeerId, str],
+) -> Guarantee:
+    """What may be lost of the segment whose slots have these live `holders`.
+
+    `domain_of` is what `components` gives; peers it does not know are one domain.  Without
+    any shape nothing depends on anybody, and all holders may be lost.
+    """
+    peers = sorted({peer for held in holders.values() for peer in held})
+    domains = sorted({domain_of.get(peer, UNVERIFIED) for peer in peers})
+    peer_bit = {peer: 1 << number for number, peer in enumerate(peers)}
+    domain_bit = {domain: 1 << number for number, domain in enumerate(domains)}
+    by_peers = {slot: _union(peer_bit[peer] for peer in held) for slot, held in holders.items()}
+    by_domains = {
+        slot: _union(domain_bit[domain_of.get(peer, UNVERIFIED)] for peer in held)
+        for slot, held in holders.items()
+    }
+    distinct = set(shapes)
+    any_peers, peers_exact = _survivable(distinct, by_peers, len(peers))
+    any_domains, domains_exact = _survivable(distinct, by_domains, len(domains))
+    return Guarantee(any_peers, any_domains, peers_exact and domains_exact)
+
+
+def worst(guarantees: Iterable[Guarantee]) -> Guarantee | None:
+    """The guarantee of a root from those of its segments; None where it has none."""
+    found = list(guarantees)
+    if not found:
+        return None
+    return Guarantee(
+        min(one.peers for one in found),
+        min(one.domains for one in found),
+        all(one.exact for one in found),
+    )
+
+
+def describe(guarantee: Guarantee) -> str:
+    """The guarantee in words, as the command line and the interfaces print it."""
+    if guarantee.peers < 0:
+        return "not readable at present"
+    if guarantee.peers == 0:
+        return "does not survive the loss of every single peer"
+    peers = f"survives the loss of any {_count(guarantee.peers, 'peer')}"
+    if guarantee.domains <= 0:
+        return f"{peers}, not of every failure domain"
+    return f"{peers} (any {_count(guarantee.domains, 'failure domain')})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _union(bits: Iterable[int]) -> int:
+    mask = 0
+    for bit in bits:
+        mask |= bit
+    return mask
+
+
+def _survivable(
+    shapes: Iterable[StripeShape], held_by: Mapping[int, int], everybody: int
+) -> tuple[int, bool]:
+    """The largest number of holders of which any may be lost, and whether it is exact;
+    `held_by` has each slot's holders as a bit mask."""
+    least, exact = everybody, True
+    for one in shapes:
+        masks = [held_by[slot] for slot in one.slots if held_by.get(slot)]
+        spare = len(masks) - one.data_count
+        if spare < 0:
+            return -1, True
+        losses, found = _fewest_losses(Counter(masks), spare + 1)
+        if losses - 1 < least:
+            least, exact = losses - 1, found
+        elif losses - 1 == least:
+            exact = exact and found
+    return least, exact
+
+
+def _fewest_losses(masks: Counter[int], slots: int) -> tuple[int, bool]:
+    """The size of the smallest set of holders that includes all holders of at least `slots`
+    of the slots, and whether it is exact or a lower bound."""
+    # A slot is lost in equal shares with each of its holders: no set can lose more slots
+    # than the shares of its members add up to.
+    shares: dict[int, Fraction] = {}
+    for mask, count in masks.items():
+        for number in range(mask.bit_length()):
+            if mask >> number & 1:
+                share = Fraction(count, mask.bit_count())
+                shares[number] = shares.get(number, Fraction(0)) + share
+    size, total = 0, Fraction(0)
+    for share in sorted(shares.values(), reverse=True):
+        if total >= slots:
+            break
+        size, total = size + 1, total + share
+    if all(mask.bit_count() == 1 for mask in masks):
+        return size, True  # with one holder a slot, the shares are the losses
+    groups = sorted(masks.items(), key=lambda group: (group[0].bit_count() / group[1], group[0]))
+    steps_left = GUARANTEE_STEPS_MAX
+    while True:
+        found, steps_left = _loses(groups, slots, size, steps_left)
+        if found:
+            return size, True
+        if steps_left <= 0:
+            return size, False
+        size += 1
+
+
+def _loses(
+    groups: Sequence[tuple[int, int]], slots: int, size: int, steps: int
+) -> tuple[bool, int]:
+    """Whether some set of `size` holders includes all holders of `slots` of the slots (given
+    as groups of equal masks with their counts), and the steps left; at 0 it is unknown."""
+    remaining = sum(count for _, count in groups)
+    stack = [(0, 0, 0, remaining)]  # next group, holders chosen, slots lost, slots undecided
+    while stack:
+        if steps <= 0:
+            return False, 0
+        steps -= 1
+        number, chosen, lost, undecided = stack.pop()
+        if lost >= slots:
+            return True, steps
+        if lost + undecided < slots:
+            continue
+        mask, count = groups[number]
+        union = chosen | mask
+        if union != chosen:
+            stack.append((number + 1, chosen, lost, undecided - count))
+        if union.bit_count() <= size:
+            stack.append((number + 1, union, lost + count, undecided - count))
+    return False, steps
