@@ -1,19 +1,55 @@
 """A node on the real network: `dstore.network.streams.Network` over libp2p.
 
 Here libp2p's exceptions, tasks and quirks end: callers see the types of `errors.py` and
-multiaddrs in text.  TCP, Noise and our own yamux, nothing else.
+multiaddrs in text.  TCP, Noise and our own yamux, nothing else.  What a peer or a handler
+does wrong ends its stream or its connection, never the node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import logging
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from types import TracebackType
 
+import trio
+
 from dstore.core.peerid import PeerId
-from dstore.limits import CONNECTIONS_MAX, DIAL_SECONDS, HANDSHAKE_SECONDS
-from dstore.network.streams import PeerAddresses, Stream, StreamHandler
+from dstore.errors import (
+    ConfigError,
+    ConnectionLost,
+    DeadlineExceeded,
+    NetworkError,
+    PeerError,
+    ProtocolViolation,
+)
+from dstore.limits import (
+    CLOSE_SECONDS,
+    CONNECTIONS_MAX,
+    DIAL_SECONDS,
+    HANDSHAKE_SECONDS,
+    IDENTIFY_BYTES_MAX,
+    NEGOTIATE_SECONDS,
+    PEER_STREAMS_INBOUND_MAX,
+    PINGS_PER_PEER_MAX,
+    REQUEST_SECONDS,
+)
+from dstore.network.addresses import Endpoint, dialable, parse_endpoint
+from dstore.network.bootstrap import bootstrap_targets, stay_connected
+from dstore.network.connection import Connection, HostStream
+from dstore.network.identify import IDENTIFY, IDENTIFY_PUSH, Identified, describe, read
+from dstore.network.identity import key_pair_of, peer_id_of
+from dstore.network.negotiate import accept, propose
+from dstore.network.noise import NoiseTransport
+from dstore.network.ping import PING, measure, serve_ping
+from dstore.network.streams import BufferedReader, PeerAddresses, Stream, StreamHandler, frame
+from dstore.network.swarm import Swarm, SwarmLimits
 from dstore.runtime import Runtime
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,47 +69,384 @@ class HostOptions:
 class Libp2pHost:
     """Made by `open_host`; implements `Network`."""
 
+    def __init__(
+        self, options: HostOptions, seed: bytes, runtime: Runtime, nursery: trio.Nursery
+    ) -> None:
+        self._options = options
+        self._seed = seed
+        self._runtime = runtime
+        self._nursery = nursery
+        self._peer_id = peer_id_of(seed)
+        self._bootstrap = bootstrap_targets(options.bootstrap)
+        self._announce = _checked("network.announce", options.announce)
+        self._started = int(runtime.clock.now())
+        self._served: Counter[PeerId] = Counter()
+        self._pings: Counter[PeerId] = Counter()
+        self._changed = trio.Event()
+        self._handlers: dict[str, StreamHandler] = {
+            IDENTIFY: self._serve_identify,
+            IDENTIFY_PUSH: self._serve_push,
+            PING: self._serve_ping,
+        }
+        self._swarm = Swarm(
+            self._peer_id,
+            NoiseTransport(key_pair_of(seed)),
+            SwarmLimits(options.connections_max, options.dial_seconds, options.handshake_seconds),
+            nursery,
+            self._serve,
+            self._contain,
+        )
+
+    # --- Network --------------------------------------------------------------------
+
     @property
     def peer_id(self) -> PeerId:
-        raise NotImplementedError
+        return self._peer_id
 
     def addresses(self) -> Sequence[str]:
-        """Multiaddrs listened on, true ports, without the /p2p part."""
-        raise NotImplementedError
+        """Multiaddrs that this node listens on, true ports, without the /p2p part.
+        A wildcard is written out as loopback and the address of the default route."""
+        return [str(e) for listening in self._swarm.listening for e in _written_out(listening)]
 
-    async def connect(self, target: PeerAddresses) -> None: ...
+    async def connect(self, target: PeerAddresses) -> None:
+        """Have a connection to the peer.  Raises Unreachable or DeadlineExceeded."""
+        self.remember(target)
+        await self._swarm.dial(target)
+
     async def open_stream(self, peer: PeerId, protocols: Sequence[str]) -> Stream:
-        raise NotImplementedError
+        """A stream speaking the first of `protocols` that the peer speaks.  Raises
+        Unreachable, ConnectionLost, DeadlineExceeded; ProtocolViolation where it speaks none."""
+        target = PeerAddresses(peer)
+        connection = await self._swarm.dial(target)
+        try:
+            return await self._open_on(connection, protocols)
+        except ConnectionLost:
+            # A connection that was just ending, or gave way to one dialled from the other
+            # side, is no reason to fail: nothing was asked of the peer yet.
+            if self._swarm.connection(peer) is connection:
+                raise
+        return await self._open_on(await self._swarm.dial(target), protocols)
 
-    def set_handler(self, protocol: str, handler: StreamHandler) -> None: ...
+    async def _open_on(self, connection: Connection, protocols: Sequence[str]) -> HostStream:
+        stream: HostStream | None = None
+        try:
+            with trio.fail_after(NEGOTIATE_SECONDS):
+                stream = await connection.open_stream()
+                stream.protocol = await propose(stream, protocols)
+                return stream
+        except BaseException as error:
+            if stream is not None:
+                with trio.CancelScope(shield=True):
+                    await stream.reset()
+            if isinstance(error, trio.TooSlowError):
+                raise DeadlineExceeded(f"{connection.peer} did not open a stream") from error
+            raise
+
+    def set_handler(self, protocol: str, handler: StreamHandler) -> None:
+        """Serve `protocol`; peers connected already are told."""
+        self._handlers[protocol] = handler
+        self._changed.set()
+
     def connected(self) -> Sequence[PeerId]:
-        raise NotImplementedError
+        return self._swarm.connected()
 
     def known_addresses(self, peer: PeerId) -> Sequence[str]:
-        raise NotImplementedError
+        """Addresses by which the peer was reached or announced, best first."""
+        return self._swarm.book.known(peer)
 
-    def remember(self, target: PeerAddresses) -> None: ...
+    def remember(self, target: PeerAddresses) -> None:
+        """Note addresses for later dialling; those that dstore cannot dial are dropped."""
+        if target.peer != self._peer_id:
+            self._swarm.book.remember(target.peer, target.addresses)
+
     async def speaks(self, peer: PeerId, protocol: str) -> bool:
-        raise NotImplementedError
+        """Whether the connected peer announced `protocol`; False where it told nothing
+        within the request deadline."""
+        connection = self._swarm.connection(peer)
+        if connection is None:
+            return False
+        with trio.move_on_after(REQUEST_SECONDS):
+            await connection.identified.wait()
+        identity = connection.identity
+        return identity is not None and protocol in identity.protocols
 
-    async def disconnect(self, peer: PeerId) -> None: ...
+    async def disconnect(self, peer: PeerId) -> None:
+        await self._swarm.disconnect(peer)
+
+    # --- Beyond the contract ----------------------------------------------------------
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Events since the start, by name, for the metrics."""
+        return self._swarm.counters
+
+    def identified(self, peer: PeerId) -> Identified | None:
+        """What the connected peer said of itself, None as long as it said nothing."""
+        connection = self._swarm.connection(peer)
+        return None if connection is None else connection.identity
+
     async def ping(self, peer: PeerId) -> float:
-        """Seconds of one round trip."""
-        raise NotImplementedError
+        """Seconds of one round trip.  Raises what `open_stream` raises."""
+        stream = await self.open_stream(peer, [PING])
+        try:
+            return await measure(stream, self._runtime.random)
+        finally:
+            with trio.CancelScope(shield=True):
+                await stream.reset()
+
+    # --- Life -------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """For `open_host`: listen, then look for the bootstrap peers."""
+        await self._swarm.listen(self._options.listen)
+        self._nursery.start_soon(self._announce_changes)
+        for target in self._bootstrap:
+            self.remember(target)
+            self._nursery.start_soon(stay_connected, self._swarm, target, self._runtime.random)
+
+    async def stop(self) -> None:
+        """For `open_host`: stop listening, then say good-bye."""
+        await self._swarm.close()
+
+    # --- Serving ----------------------------------------------------------------------
+
+    async def _contain(self, what: str, action: Callable[[], Awaitable[None]]) -> bool:
+        """Run what a peer or a handler may break; True where nothing broke.
+        The boundary at which every error ends: libp2p's own node dies of these."""
+        try:
+            await action()
+        except BaseExceptionGroup as group:
+            # While the host closes, errors come mixed with cancellation, which goes on.
+            broken, rest = group.split(Exception)
+            if broken is not None:
+                self._report(what, broken)
+            if rest is not None:
+                raise rest from None
+            return False
+        except Exception as error:  # noqa: BLE001  # the boundary named in the docstring
+            self._report(what, error)
+            return False
+        return True
+
+    def _report(self, what: str, error: Exception) -> None:
+        if _is_expected(error):
+            self._swarm.counters["peer_errors"] += 1
+            log.debug("%s ended: %s", what, error, extra={"reason": type(error).__name__})
+        else:
+            self._swarm.counters["handler_errors"] += 1
+            log.error("%s failed", what, exc_info=error, extra={"reason": type(error).__name__})
+
+    async def _serve(self, connection: Connection) -> None:
+        """Identify the peer and serve its streams until the connection ends."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._identify, connection)
+            while True:
+                try:
+                    stream = await connection.accept_stream()
+                except ConnectionLost:
+                    return
+                if self._served[stream.peer] >= PEER_STREAMS_INBOUND_MAX:
+                    self._swarm.counters["streams_refused"] += 1
+                    await stream.reset()
+                    continue
+                self._served[stream.peer] += 1
+                nursery.start_soon(self._serve_stream, stream)
+
+    async def _serve_stream(self, stream: HostStream) -> None:
+        self._swarm.counters["streams_accepted"] += 1
+        try:
+            await self._contain(
+                f"stream from {stream.peer}", lambda: self._negotiate_and_serve(stream)
+            )
+        finally:
+            _count_down(self._served, stream.peer)
+
+    async def _negotiate_and_serve(self, stream: HostStream) -> None:
+        try:
+            try:
+                with trio.fail_after(NEGOTIATE_SECONDS):
+                    stream.protocol = await accept(stream, self._handlers.__contains__)
+            except trio.TooSlowError as error:
+                raise DeadlineExceeded("no protocol was proposed in time") from error
+            await self._handlers[stream.protocol](stream)
+            with trio.move_on_after(CLOSE_SECONDS) as closing:
+                await stream.close()
+            if closing.cancelled_caught:
+                await stream.reset()
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await stream.reset()
+            raise
+
+    # --- Identify and ping --------------------------------------------------------------
+
+    def _description(self, remote: Endpoint) -> bytes:
+        return describe(
+            self._seed,
+            agent=self._options.agent,
+            protocols=self._handlers,
+            addresses=self._announce or self.addresses(),
+            observed=remote,
+            sequence=self._started,
+        )
+
+    async def _identify(self, connection: Connection) -> None:
+        """Ask the peer of a new connection who it is."""
+        try:
+            await self._contain(
+                f"identify of {connection.peer}", lambda: self._ask_identity(connection)
+            )
+        finally:
+            connection.identified.set()
+
+    async def _ask_identity(self, connection: Connection) -> None:
+        stream = await self._open_on(connection, [IDENTIFY])
+        try:
+            await self._take_identity(stream)
+        finally:
+            with trio.CancelScope(shield=True):
+                await stream.reset()
+
+    async def _take_identity(self, stream: HostStream) -> None:
+        connection = stream.connection
+        try:
+            with trio.fail_after(REQUEST_SECONDS):
+                message = await BufferedReader(stream).read_message(IDENTIFY_BYTES_MAX)
+        except trio.TooSlowError as error:
+            raise DeadlineExceeded(f"{connection.peer} did not identify itself") from error
+        if message is None:
+            raise ProtocolViolation(f"{connection.peer} sent no identify message")
+        connection.identity = read(message, connection.peer, connection.remote)
+        self._swarm.book.announced(connection.peer, connection.identity.addresses)
+
+    async def _serve_identify(self, stream: Stream) -> None:
+        assert isinstance(stream, HostStream)
+        with trio.move_on_after(REQUEST_SECONDS):
+            await stream.write(frame(self._description(stream.connection.remote)))
+
+    async def _serve_push(self, stream: Stream) -> None:
+        assert isinstance(stream, HostStream)
+        await self._take_identity(stream)
+
+    async def _announce_changes(self) -> None:
+        """Tell connected peers when a protocol was added after they asked."""
+        while True:
+            await self._changed.wait()
+            self._changed = trio.Event()
+            async with trio.open_nursery() as nursery:
+                for peer in self._swarm.connected():
+                    connection = self._swarm.connection(peer)
+                    if connection is not None:
+                        nursery.start_soon(self._push, connection)
+
+    async def _push(self, connection: Connection) -> None:
+        async def push() -> None:
+            stream = await self._open_on(connection, [IDENTIFY_PUSH])
+            try:
+                with trio.move_on_after(REQUEST_SECONDS):
+                    await stream.write(frame(self._description(connection.remote)))
+                    await stream.close()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await stream.reset()
+
+        await self._contain(f"identify push to {connection.peer}", push)
+
+    async def _serve_ping(self, stream: Stream) -> None:
+        if self._pings[stream.peer] >= PINGS_PER_PEER_MAX:
+            raise ProtocolViolation(f"{stream.peer} pings on too many streams at once")
+        self._pings[stream.peer] += 1
+        try:
+            await serve_ping(stream)
+        finally:
+            _count_down(self._pings, stream.peer)
 
 
-def open_host(options: HostOptions, seed: bytes, runtime: Runtime) -> HostContext:
-    """`async with open_host(options, seed, runtime) as host:` listens until the block ends."""
-    raise NotImplementedError
+class _OpenHost(AbstractAsyncContextManager[Libp2pHost]):
+    """Holds the nursery of a host's tasks.  A class, so that errors of the caller's block
+    leave as they are and not in a group of the nursery's."""
 
+    def __init__(self, options: HostOptions, seed: bytes, runtime: Runtime) -> None:
+        self._make = (options, seed, runtime)
+        self._manager = trio.open_nursery()
 
-class HostContext:
     async def __aenter__(self) -> Libp2pHost:
-        raise NotImplementedError
+        self._nursery = await self._manager.__aenter__()
+        try:
+            self._host = Libp2pHost(*self._make, self._nursery)
+            await self._host.start()
+        except BaseException:
+            await self._leave()
+            raise
+        return self._host
 
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        # Shielded: a cancelled node must not leave its port open behind it.
+        with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_SECONDS):
+            await self._host.stop()
+        await self._leave()
+
+    async def _leave(self) -> None:
+        self._nursery.cancel_scope.cancel()
+        await self._manager.__aexit__(None, None, None)
+
+
+def open_host(
+    options: HostOptions, seed: bytes, runtime: Runtime
+) -> AbstractAsyncContextManager[Libp2pHost]:
+    """`async with open_host(options, seed, runtime) as host:` listens until the block ends.
+
+    `seed` is the 32-byte Ed25519 identity.  Raises ConfigError (addresses), NodeError (an
+    address in use); after that no peer's doing ends the block.
+    """
+    return _OpenHost(options, seed, runtime)
+
+
+def _is_expected(error: BaseException) -> bool:
+    """Whether the error only says that a peer misbehaved or left."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_expected(inner) for inner in error.exceptions)
+    return isinstance(error, (NetworkError, PeerError))
+
+
+def _count_down(counter: Counter[PeerId], peer: PeerId) -> None:
+    counter[peer] -= 1
+    if not counter[peer]:
+        del counter[peer]
+
+
+def _checked(key: str, addresses: Sequence[str]) -> list[str]:
+    """The addresses in canonical text.  Raises ConfigError where one is not dialable."""
+    usable = dialable(addresses)
+    if len(usable) < len(set(addresses)):
+        bad = [address for address in addresses if not dialable([address])]
+        raise ConfigError([f"{key}: not a TCP multiaddr that can be dialled: {a}" for a in bad])
+    return usable
+
+
+def _written_out(listening: Endpoint) -> list[Endpoint]:
+    """The endpoints behind a wildcard address; any other as it is."""
+    ip = listening.ip
+    if ip is None or not ip.is_unspecified:
+        return [listening]
+    family, loopback, far = (
+        (socket.AF_INET, "127.0.0.1", "192.0.2.1")
+        if ip.version == 4
+        else (socket.AF_INET6, "::1", "2001:db8::1")
+    )
+    found = [loopback]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((far, 9))  # picks a route; sends nothing
+            found.append(probe.getsockname()[0])
+        except OSError:
+            pass  # no route out: loopback is all there is
+    return [
+        parse_endpoint(f"/ip{ip.version}/{host}/tcp/{listening.port}")
+        for host in dict.fromkeys(found)
+    ]

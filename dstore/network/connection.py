@@ -1,0 +1,200 @@
+"""One secured, multiplexed connection to one peer, and the streams on it.
+
+Making it (`upgrade`) ends in an authenticated peer id or an error of `errors.py`; keeping
+several of them in order is `swarm.py`'s part.  Specification: libp2p connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+import trio
+from google.protobuf.message import DecodeError
+from libp2p.peer.id import ID
+from libp2p.security.exceptions import HandshakeFailure
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamError
+
+from dstore.core.peerid import PeerId
+from dstore.errors import ConnectionLost, DeadlineExceeded, InvalidCid, ProtocolViolation
+from dstore.limits import STREAM_READ_BYTES_MAX
+from dstore.network.addresses import Endpoint
+from dstore.network.identify import Identified
+from dstore.network.negotiate import accept, propose
+from dstore.network.noise import NOISE_PROTOCOL, NoiseTransport
+from dstore.network.tcp import TcpConnection
+from dstore.network.yamux import YAMUX_PROTOCOL, YamuxSession, YamuxStream
+
+
+class HostStream:
+    """A `Stream`: the muxer's, with the peer's name on it."""
+
+    __slots__ = ("_connection", "_open", "_stream", "protocol")
+
+    def __init__(self, connection: Connection, stream: YamuxStream) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._open = True
+        self.protocol = ""
+        connection.stream_opened()
+
+    @property
+    def peer(self) -> PeerId:
+        return self._connection.peer
+
+    @property
+    def connection(self) -> Connection:
+        return self._connection
+
+    # The muxer's coroutines are handed on as they are: no frame of ours per read or write.
+    def read_some(self, max_bytes: int = STREAM_READ_BYTES_MAX) -> Coroutine[Any, Any, bytes]:
+        return self._stream.read_some(max_bytes)
+
+    def write(self, data: bytes | bytearray | memoryview) -> Coroutine[Any, Any, None]:
+        return self._stream.write(data)
+
+    def close_write(self) -> Coroutine[Any, Any, None]:
+        return self._stream.close_write()
+
+    async def close(self) -> None:
+        try:
+            await self._stream.close()
+        finally:
+            self._ended()
+
+    async def reset(self) -> None:
+        try:
+            await self._stream.reset()
+        finally:
+            self._ended()
+
+    def _ended(self) -> None:
+        if self._open:
+            self._open = False
+            self._connection.stream_closed()
+
+
+class Connection:
+    """An established connection.  `outbound` tells who dialled."""
+
+    def __init__(
+        self, peer: PeerId, remote: Endpoint, session: YamuxSession, *, outbound: bool
+    ) -> None:
+        self.peer = peer
+        self.remote = remote
+        self.outbound = outbound
+        self.opened_at = trio.current_time()
+        self.identity: Identified | None = None
+        self.identified = trio.Event()  # also when there is nothing to wait for any more
+        self.ended = trio.Event()
+        self._session = session
+        self._streams = 0
+        self._idle = trio.Event()
+        self._idle.set()
+
+    @property
+    def closed(self) -> bool:
+        return self.ended.is_set() or self._session.event_closed.is_set()
+
+    async def run(self) -> None:
+        """Move bytes until the connection ends, by either side or by loss."""
+        try:
+            await self._session.start()
+        finally:
+            self.ended.set()
+
+    async def open_stream(self) -> HostStream:
+        """A new stream without a protocol yet.  Raises ConnectionLost."""
+        try:
+            stream = await self._session.open_stream()
+        except (MuxedStreamError, MuxedConnUnavailable) as error:
+            raise ConnectionLost(f"connection to {self.peer} is closed") from error
+        return HostStream(self, stream)
+
+    async def accept_stream(self) -> HostStream:
+        """The next stream the peer opens.  Raises ConnectionLost at the end."""
+        try:
+            stream = await self._session.accept_stream()
+        except MuxedConnUnavailable as error:
+            raise ConnectionLost(f"connection to {self.peer} is closed") from error
+        return HostStream(self, stream)
+
+    def stream_opened(self) -> None:
+        if not self._streams:
+            self._idle = trio.Event()
+        self._streams += 1
+
+    def stream_closed(self) -> None:
+        self._streams -= 1
+        if not self._streams:
+            self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Until no stream is open."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Say good-bye and end every stream."""
+        self.ended.set()
+        await self._session.close()
+
+
+class _Secured:
+    """The Noise session as negotiation reads it."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    async def read_some(self, max_bytes: int = STREAM_READ_BYTES_MAX) -> bytes:
+        data: bytes = await self._session.read(max_bytes)
+        return data
+
+    async def write(self, data: bytes) -> None:
+        await self._session.write(data)
+
+
+async def upgrade(
+    raw: TcpConnection, noise: NoiseTransport, seconds: float, expected: PeerId | None
+) -> Connection:
+    """Noise, then yamux, over `raw`, all within `seconds`.
+
+    `expected` is the peer dialled, None on an accepted connection.  Closes `raw` on any
+    failure.  Raises ProtocolViolation (wrong peer, nonsense), ConnectionLost,
+    DeadlineExceeded.
+    """
+    try:
+        with trio.fail_after(seconds):
+            return await _upgrade(raw, noise, expected)
+    except BaseException as error:
+        # Also when cancelled: half a handshake leaves nothing behind.
+        with trio.CancelScope(shield=True):
+            await raw.close()
+        if isinstance(error, trio.TooSlowError):
+            raise DeadlineExceeded(f"handshake with {raw.remote} took too long") from error
+        if isinstance(error, (HandshakeFailure, DecodeError)):
+            raise ProtocolViolation(f"handshake with {raw.remote} failed: {error}") from error
+        raise
+
+
+async def _upgrade(
+    raw: TcpConnection, noise: NoiseTransport, expected: PeerId | None
+) -> Connection:
+    if expected is not None:
+        await propose(raw, [NOISE_PROTOCOL])
+        session = await noise.secure_outbound(raw, ID(expected.binary))
+    else:
+        await accept(raw, NOISE_PROTOCOL.__eq__)
+        session = await noise.secure_inbound(raw)
+    try:
+        peer = PeerId(session.get_remote_peer().to_bytes())
+    except InvalidCid as error:
+        raise ProtocolViolation(f"{raw.remote} has no usable peer id") from error
+    if expected is not None and peer != expected:
+        raise ProtocolViolation(f"{raw.remote} is {peer}, not {expected}")
+    secured = _Secured(session)
+    if expected is not None:
+        await propose(secured, [YAMUX_PROTOCOL])
+    else:
+        await accept(secured, YAMUX_PROTOCOL.__eq__)
+    muxed = YamuxSession(session, session.get_remote_peer())
+    return Connection(peer, raw.remote, muxed, outbound=expected is not None)

@@ -1,0 +1,416 @@
+"""The connections of a node: listening, dialling, which of two to keep, how many at most.
+
+One connection per peer is used; a second one, from a simultaneous dial or a peer that came
+back, drains.  What runs on a connection is `host.py`'s part.  libp2p's own swarm is not
+used: it keeps a slot and a task for every connection it ever accepted, waits 250 ms after a
+successful dial, hangs on silent endpoints and leaves its port open when cancelled.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from dstore.core.peerid import PeerId
+from dstore.errors import (
+    ConfigError,
+    ConnectionLost,
+    DeadlineExceeded,
+    DstoreError,
+    NodeError,
+    ProtocolViolation,
+    Unreachable,
+)
+from dstore.limits import (
+    ADDRESSES_PER_PEER_MAX,
+    CLOSE_SECONDS,
+    CONNECTIONS_PER_IP_MAX,
+    DIAL_STAGGER_SECONDS,
+    DIALS_MAX,
+    HANDSHAKES_PENDING_MAX,
+    IDLE_STREAM_SECONDS,
+    NEGOTIATE_SECONDS,
+)
+from dstore.network.addresses import Endpoint, dialable, endpoint_of_socket, parse_endpoint
+from dstore.network.connection import Connection, upgrade
+from dstore.network.noise import NoiseTransport
+from dstore.network.peers import AddressBook
+from dstore.network.streams import PeerAddresses
+from dstore.network.tcp import TcpConnection
+
+log = logging.getLogger(__name__)
+
+Contain = Callable[[str, Callable[[], Awaitable[None]]], Awaitable[bool]]
+
+
+@dataclass(frozen=True)
+class SwarmLimits:
+    """How many connections, and how long each phase of making one may take."""
+
+    connections_max: int
+    dial_seconds: float
+    handshake_seconds: float
+
+    @property
+    def inbound_max(self) -> int:
+        """A quarter is kept for connections that this node wants."""
+        return max(1, self.connections_max * 3 // 4)
+
+
+@dataclass(eq=False)
+class _Dial:
+    """A dial under way, for all who wait for it."""
+
+    addresses: list[str]
+    done: trio.Event = field(default_factory=trio.Event)
+    errors: list[DstoreError] = field(default_factory=list)
+    connection: Connection | None = None
+
+
+class Swarm:
+    """All connections of one node."""
+
+    def __init__(
+        self,
+        own: PeerId,
+        noise: NoiseTransport,
+        limits: SwarmLimits,
+        nursery: trio.Nursery,
+        serve: Callable[[Connection], Awaitable[None]],
+        contain: Contain,
+    ) -> None:
+        """`serve` runs beside each connection; `contain` runs what must not end the node."""
+        self.own = own
+        self.book = AddressBook(keep=self.is_connected)
+        self.counters: Counter[str] = Counter()
+        self.listening: list[Endpoint] = []
+        self._noise = noise
+        self._limits = limits
+        self._nursery = nursery
+        self._serve = serve
+        self._contain = contain
+        self._live: dict[PeerId, Connection] = {}
+        self._spare: dict[PeerId, Connection] = {}
+        self._dials: dict[PeerId, _Dial] = {}
+        self._dialling = trio.CapacityLimiter(DIALS_MAX)
+        self._inbound = 0
+        self._per_ip: Counter[str] = Counter()
+        self._handshakes: dict[int, trio.CancelScope] = {}
+        self._numbers = itertools.count()
+        self._accepting = trio.CancelScope()
+        self._closing = False
+
+    # --- What there is --------------------------------------------------------------
+
+    def connected(self) -> list[PeerId]:
+        return [peer for peer, connection in self._live.items() if not connection.closed]
+
+    def connection(self, peer: PeerId) -> Connection | None:
+        """The connection in use with the peer, if any."""
+        connection = self._live.get(peer)
+        return None if connection is None or connection.closed else connection
+
+    def is_connected(self, peer: PeerId) -> bool:
+        return peer in self._live
+
+    # --- Listening ------------------------------------------------------------------
+
+    async def listen(self, addresses: Sequence[str]) -> None:
+        """Accept connections on every one of `addresses`; all or none.
+        Raises ConfigError (not an address), NodeError (in use, not ours)."""
+        listeners: list[trio.SocketListener] = []
+        try:
+            for address in addresses:
+                listeners += await _listeners(address)
+        except BaseException:
+            for listener in listeners:
+                listener.socket.close()
+            raise
+        self.listening = [
+            endpoint_of_socket(*listener.socket.getsockname()[:2]) for listener in listeners
+        ]
+        if listeners:
+            self._nursery.start_soon(self._accept_all, listeners)
+
+    async def _accept_all(self, listeners: list[trio.SocketListener]) -> None:
+        with self._accepting:
+            # Closes the listeners however it ends.
+            await trio.serve_listeners(self._accepted, listeners, handler_nursery=self._nursery)
+
+    async def _accepted(self, stream: trio.SocketStream) -> None:
+        self.counters["connections_accepted"] += 1
+        try:
+            raw = TcpConnection(stream, is_initiator=False)
+        except (OSError, ValueError):
+            await trio.aclose_forcefully(stream)
+            return
+        ip = raw.remote.host
+        if not self._has_room(raw.remote):
+            self.counters["connections_refused"] += 1
+            log.info("connection refused: too many", extra={"remote": str(raw.remote)})
+            await raw.close()
+            return
+        self._inbound += 1
+        self._per_ip[ip] += 1
+        try:
+            await self._contain(f"connection from {raw.remote}", lambda: self._inbound_one(raw))
+        finally:
+            self._inbound -= 1
+            self._per_ip[ip] -= 1
+            if not self._per_ip[ip]:
+                del self._per_ip[ip]
+
+    def _has_room(self, remote: Endpoint) -> bool:
+        ip = remote.ip
+        local = ip is not None and ip.is_loopback
+        return (
+            not self._closing
+            and self._inbound < self._limits.inbound_max
+            and (local or self._per_ip[remote.host] < CONNECTIONS_PER_IP_MAX)
+        )
+
+    async def _inbound_one(self, raw: TcpConnection) -> None:
+        number = next(self._numbers)
+        scope = trio.CancelScope()
+        if len(self._handshakes) >= HANDSHAKES_PENDING_MAX:
+            # Slow senders make room; an honest handshake is over before it is the oldest.
+            self._handshakes.pop(next(iter(self._handshakes))).cancel()
+            self.counters["handshakes_displaced"] += 1
+        self._handshakes[number] = scope
+        connection = None
+        try:
+            with scope:
+                connection = await upgrade(
+                    raw, self._noise, self._limits.handshake_seconds, expected=None
+                )
+        finally:
+            self._handshakes.pop(number, None)
+            if connection is None:
+                self.counters["handshakes_failed"] += 1
+        if connection is not None:
+            self._admit(connection)
+            await self._keep(connection)
+
+    # --- Keeping --------------------------------------------------------------------
+
+    async def _keep(self, connection: Connection) -> None:
+        """Run an admitted connection until it ends, and forget it then."""
+        try:
+            if self._closing or connection.peer == self.own:
+                return
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._serve, connection)
+                try:
+                    await connection.run()
+                finally:
+                    # At once: `connected()` tells the truth, streams open elsewhere.
+                    self._dismiss(connection)
+                # Handlers learn of the loss from their streams; those that do not look
+                # get this long.
+                nursery.cancel_scope.deadline = trio.current_time() + CLOSE_SECONDS
+        finally:
+            self._dismiss(connection)
+            with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_SECONDS):
+                await connection.close()
+
+    def _admit(self, connection: Connection) -> None:
+        peer = connection.peer
+        self.counters["connections_opened"] += 1
+        old = self.connection(peer)
+        if old is None:
+            self._live[peer] = connection
+        else:
+            kept = self._preferred(old, connection)
+            self._live[peer] = kept
+            spare = connection if kept is old else old
+            surplus = self._spare.pop(peer, None)
+            self._spare[peer] = spare
+            self._nursery.start_soon(self._drain, spare)
+            if surplus is not None:
+                self._nursery.start_soon(surplus.close)
+        dial = self._dials.get(peer)
+        if dial is not None:
+            dial.connection = self._live[peer]
+            dial.done.set()
+        log.debug(
+            "connected",
+            extra={"peer": str(peer), "remote": str(connection.remote), "second": old is not None},
+        )
+
+    def _preferred(self, old: Connection, new: Connection) -> Connection:
+        """Which of two connections to one peer to use.  Both ends decide alike where both
+        dialled at the same time; otherwise the newer one, as the peer has its reasons."""
+        together = self._limits.dial_seconds + self._limits.handshake_seconds
+        if old.outbound != new.outbound and new.opened_at - old.opened_at < together:
+            by_own = old if old.outbound else new
+            by_peer = new if old.outbound else old
+            return by_own if self.own < old.peer else by_peer
+        return new
+
+    async def _drain(self, connection: Connection) -> None:
+        """Close a connection not preferred, once its streams are done."""
+        # The other end may be opening a stream on it before it knows of the other one.
+        await trio.sleep(NEGOTIATE_SECONDS)
+        with trio.move_on_after(IDLE_STREAM_SECONDS):
+            await connection.wait_idle()
+        if self._spare.get(connection.peer) is connection:
+            del self._spare[connection.peer]
+            await connection.close()
+
+    def _dismiss(self, connection: Connection) -> None:
+        peer = connection.peer
+        if self._spare.get(peer) is connection:
+            del self._spare[peer]
+        if self._live.get(peer) is connection:
+            del self._live[peer]
+            spare = self._spare.pop(peer, None)
+            if spare is not None and not spare.closed:
+                self._live[peer] = spare
+
+    async def disconnect(self, peer: PeerId) -> None:
+        for table in (self._live, self._spare):
+            connection = table.pop(peer, None)
+            if connection is not None:
+                await connection.close()
+
+    async def close(self) -> None:
+        """Stop listening, then say good-bye on every connection."""
+        self._closing = True
+        self._accepting.cancel()
+        for scope in self._handshakes.values():
+            scope.cancel()
+        async with trio.open_nursery() as nursery:
+            for connection in (*self._live.values(), *self._spare.values()):
+                nursery.start_soon(connection.close)
+
+    # --- Dialling -------------------------------------------------------------------
+
+    async def dial(self, target: PeerAddresses) -> Connection:
+        """The connection to the peer, made where there is none.
+        Raises Unreachable or DeadlineExceeded."""
+        peer = target.peer
+        if peer == self.own:
+            raise Unreachable("this node does not connect to itself")
+        tried: set[str] = set()
+        while True:
+            connection = self.connection(peer)
+            if connection is not None:
+                return connection
+            dial = self._dials.get(peer)
+            if dial is None:
+                dial = self._start_dial(target, tried)
+            await dial.done.wait()
+            connection = self.connection(peer) or dial.connection
+            if connection is not None and not connection.closed:
+                return connection
+            if dial.connection is not None:
+                raise Unreachable(f"{peer} was connected and left at once")
+            tried.update(dial.addresses)
+            # A dial started by somebody else may not have known our addresses.
+            if not set(dialable(target.addresses, peer)) - tried:
+                raise _failure(peer, dial.errors)
+
+    def _start_dial(self, target: PeerAddresses, tried: set[str]) -> _Dial:
+        known = (*target.addresses, *self.book.known(target.peer))
+        addresses = [a for a in dialable(known, target.peer) if a not in tried]
+        if not addresses:
+            raise Unreachable(f"no address of {target.peer} is known")
+        if self._closing:
+            raise Unreachable("the node is shutting down")
+        if len(self._live) >= self._limits.connections_max:
+            raise Unreachable(f"{len(self._live)} connections are open; no more are made")
+        dial = _Dial(addresses[:ADDRESSES_PER_PEER_MAX])
+        self._dials[target.peer] = dial
+        self._nursery.start_soon(self._dial, target.peer, dial)
+        return dial
+
+    async def _dial(self, peer: PeerId, dial: _Dial) -> None:
+        self.counters["dials"] += 1
+        try:
+            await self._contain(f"dial of {peer}", lambda: self._dial_all(peer, dial))
+        finally:
+            del self._dials[peer]
+            dial.done.set()
+
+    async def _dial_all(self, peer: PeerId, dial: _Dial) -> None:
+        """Try the addresses, each a little after the one before or when that failed."""
+        with trio.move_on_after(self._limits.dial_seconds) as waiting:
+            await self._dialling.acquire_on_behalf_of(dial)
+        if waiting.cancelled_caught:
+            dial.errors.append(DeadlineExceeded(f"{DIALS_MAX} dials are under way already"))
+            return
+        try:
+            async with trio.open_nursery() as attempts:
+                for address in dial.addresses:
+                    failed = trio.Event()
+                    attempts.start_soon(
+                        self._attempt, peer, address, dial, failed, attempts.cancel_scope
+                    )
+                    with trio.move_on_after(DIAL_STAGGER_SECONDS):
+                        await failed.wait()
+        finally:
+            self._dialling.release_on_behalf_of(dial)
+
+    async def _attempt(
+        self,
+        peer: PeerId,
+        address: str,
+        dial: _Dial,
+        failed: trio.Event,
+        attempts: trio.CancelScope,
+    ) -> None:
+        try:
+            connection = await self._connect(peer, address)
+        except (Unreachable, DeadlineExceeded, ConnectionLost, ProtocolViolation) as error:
+            dial.errors.append(error)
+            self.book.failed(peer, address)
+            self.counters["dial_attempts_failed"] += 1
+            failed.set()
+            return
+        # No checkpoint from here on: no other attempt can win as well.
+        self.book.reached(peer, address)
+        self._admit(connection)
+        self._nursery.start_soon(self._dialled, connection)
+        attempts.cancel()
+
+    async def _dialled(self, connection: Connection) -> None:
+        await self._contain(f"connection to {connection.remote}", lambda: self._keep(connection))
+
+    async def _connect(self, peer: PeerId, address: str) -> Connection:
+        endpoint = parse_endpoint(address)
+        try:
+            with trio.fail_after(self._limits.dial_seconds):
+                stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+            raw = TcpConnection(stream, is_initiator=True)
+        except trio.TooSlowError as error:
+            raise DeadlineExceeded(f"{address} did not answer") from error
+        except OSError as error:
+            raise Unreachable(f"{address}: {error}") from error
+        return await upgrade(raw, self._noise, self._limits.handshake_seconds, expected=peer)
+
+
+async def _listeners(address: str) -> Sequence[trio.SocketListener]:
+    try:
+        endpoint = parse_endpoint(address)
+    except ValueError as error:
+        raise ConfigError([f"network.listen: {error}"]) from error
+    try:
+        return await trio.open_tcp_listeners(endpoint.port, host=endpoint.host)
+    except OSError as error:
+        raise NodeError(
+            f"cannot listen on {address}: {error}; is another node running there?"
+        ) from error
+
+
+def _failure(peer: PeerId, errors: Sequence[DstoreError]) -> DstoreError:
+    """One error for a dial whose every address failed."""
+    reasons = "; ".join(str(error) for error in errors) or "no address could be tried"
+    message = f"{peer} cannot be reached: {reasons}"
+    if errors and all(isinstance(error, DeadlineExceeded) for error in errors):
+        return DeadlineExceeded(message)
+    return Unreachable(message)

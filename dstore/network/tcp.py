@@ -1,0 +1,71 @@
+"""One TCP connection, as libp2p's Noise handshake and our negotiation read and write it.
+
+Not a transport: who listens, dials and closes is decided in `swarm.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import trio
+from libp2p.abc import ConnectionType, IRawConnection
+from libp2p.io.exceptions import ConnectionClosedError
+
+from dstore.errors import ConnectionLost
+from dstore.limits import RAW_READ_BYTES
+from dstore.network.addresses import Endpoint, endpoint_of_socket
+
+if TYPE_CHECKING:
+    from multiaddr import Multiaddr
+
+
+class TcpLost(ConnectionLost, ConnectionClosedError):  # type: ignore[misc]  # libp2p is untyped
+    """The connection broke; for libp2p's callers and for ours."""
+
+
+class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
+    """Reads ahead in large pieces and gives them out in pieces of any size."""
+
+    def __init__(self, stream: trio.SocketStream, *, is_initiator: bool) -> None:
+        """Raises OSError where the peer has left already."""
+        self.is_initiator = is_initiator
+        self.remote: Endpoint = endpoint_of_socket(*stream.socket.getpeername()[:2])
+        self._stream = stream
+        self._ahead = b""
+
+    async def read_some(self, max_bytes: int = RAW_READ_BYTES) -> bytes:
+        """At least one byte; b"" at the end.  Raises ConnectionLost."""
+        if not self._ahead:
+            try:
+                data = await self._stream.receive_some(RAW_READ_BYTES)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise TcpLost(f"connection to {self.remote}: {error}") from error
+            if len(data) <= max_bytes:
+                return bytes(data)
+            self._ahead = bytes(data)
+        data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
+        return data
+
+    async def read(self, n: int | None = None) -> bytes:
+        """libp2p's name for `read_some`."""
+        return await self.read_some(RAW_READ_BYTES if n is None else n)
+
+    async def write(self, data: bytes) -> None:
+        """All of `data`.  Raises ConnectionLost."""
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise TcpLost(f"connection to {self.remote}: {error}") from error
+
+    async def close(self) -> None:
+        await trio.aclose_forcefully(self._stream)
+
+    def get_remote_address(self) -> tuple[str, int]:
+        return self.remote.host, self.remote.port
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        """Of use to libp2p's relays only."""
+        return []
+
+    def get_connection_type(self) -> Any:
+        return ConnectionType.DIRECT
