@@ -8,7 +8,9 @@ Specifications: multiformats CID, multihash, unsigned-varint.
 from __future__ import annotations
 
 import hashlib
+from base64 import b32decode, b32encode
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 import base58
@@ -34,7 +36,14 @@ SHA3_256: Final = 0x16
 BLAKE2B_256: Final = 0xB220
 
 _SHA2_256_PREFIX: Final = b"\x12\x20"
-_RAW_SHA2_256_PREFIX: Final = b"\x01\x55\x12\x20"
+# CIDv1, sha2-256: all but the digest, and the codec.
+_V1_SHA2_256_PREFIXES: Final = {
+    b"\x01\x55\x12\x20": RAW,
+    b"\x01\x70\x12\x20": DAG_PB,
+    b"\x01\x71\x12\x20": DAG_CBOR,
+}
+
+_CASELESS_BASES: Final = frozenset("fFbBkKvVtTcC")  # multibase prefixes: bases 16, 32, 36
 
 # The allow-list.  Weak or unkeyed-length hashes (murmur3, md5, sha1, short digests) would
 # let a peer serve other bytes under the same name.
@@ -47,6 +56,8 @@ _HASHERS: Final[dict[int, Callable[[bytes], bytes]]] = {
 }
 
 
+# The same few lengths and sizes are written over and over in any one tree.
+@lru_cache(maxsize=4096)
 def encode_varint(value: int) -> bytes:
     """Minimal unsigned LEB128 of a number below 2**63."""
     if value < 0 or value >= 1 << 63:
@@ -95,11 +106,13 @@ class CID:
     def from_bytes(cls, data: bytes | memoryview) -> CID:
         """The CID whose binary form is exactly `data`.  Raises InvalidCid."""
         binary = bytes(data)
-        # The two forms that nearly all blocks have, without a parser.
-        if len(binary) == 34 and binary.startswith(_SHA2_256_PREFIX):
+        # The forms that nearly all blocks have, without a parser.
+        if len(binary) == 36:
+            known = _V1_SHA2_256_PREFIXES.get(binary[:4])
+            if known is not None:
+                return cls(binary, known, 2)
+        elif len(binary) == 34 and binary.startswith(_SHA2_256_PREFIX):
             return cls(binary, DAG_PB, 0)
-        if len(binary) == 36 and binary.startswith(_RAW_SHA2_256_PREFIX):
-            return cls(binary, RAW, 2)
         try:
             version, codec_start = decode_varint(binary)
             if version != 1:
@@ -118,15 +131,17 @@ class CID:
 
     @classmethod
     def parse(cls, text: str) -> CID:
-        """The CID written as `text` in any registered multibase.  Raises InvalidCid."""
-        if len(text) > CID_TEXT_CHARS_MAX or not text.isascii():
-            raise InvalidCid("a CID is at most 512 ASCII characters")
+        """The CID written as `text` in any registered multibase.
+
+        One CID has one text per base: digits are taken in either case where the base has no
+        cases of its own, but left-over bits and characters are refused.  Raises InvalidCid.
+        """
+        if len(text) > CID_TEXT_CHARS_MAX or not (text.isascii() and text.isprintable()):
+            raise InvalidCid(f"a CID is at most {CID_TEXT_CHARS_MAX} printable ASCII characters")
         try:
             if len(text) == 46 and text.startswith("Qm"):
                 return cls.from_bytes(base58.b58decode(text))
-            if len(text) < 2:
-                raise InvalidCid(f"not a CID: {text!r}")
-            binary = multibase.decode(text)
+            binary = _decode_multibase(text)
         except InvalidCid:
             raise
         # py-multibase and base58 raise ValueError, KeyError and their own types by encoding.
@@ -189,8 +204,7 @@ class CID:
     def __str__(self) -> str:
         if self.version == 0:
             return base58.b58encode(self.binary).decode()
-        text: str = multibase.encode("base32", self.binary).decode()
-        return text
+        return _base32(self.binary)
 
     def __repr__(self) -> str:
         return f"CID({self})"
@@ -206,6 +220,27 @@ class CID:
 
     def __reduce__(self) -> tuple[object, ...]:
         return CID.from_bytes, (self.binary,)
+
+
+def _base32(binary: bytes) -> str:
+    """Multibase base32: RFC 4648, lower case, without padding."""
+    return "b" + b32encode(binary).rstrip(b"=").decode().lower()
+
+
+def _decode_multibase(text: str) -> bytes:
+    if len(text) < 2:
+        raise ValueError("too short")
+    if text[0] in _CASELESS_BASES:
+        text = text.lower()
+    if text[0] == "b":  # nearly all CIDs, and py-multibase takes fifty times as long
+        binary = b32decode(text[1:].upper() + "=" * (-(len(text) - 1) % 8))
+        canonical = _base32(binary)
+    else:
+        binary = multibase.decode(text)
+        canonical = multibase.encode(multibase.get_codec(text).encoding, binary).decode()
+    if canonical != text:
+        raise ValueError("left-over bits or characters")
+    return binary
 
 
 def _check_digest(hash_code: int, size: int) -> None:

@@ -10,8 +10,10 @@ from typing import Final
 
 import base58
 
+from dstore.core.cid import CID
 from dstore.errors import InvalidCid
 
+LIBP2P_KEY: Final = 0x72  # the multicodec of a public key named by a CID
 _ED25519_PREFIX: Final = bytes.fromhex("002408011220")  # identity multihash, protobuf key
 
 
@@ -33,8 +35,14 @@ class PeerId:
 
     @classmethod
     def parse(cls, text: str) -> PeerId:
-        """The peer id written in base58btc.  Raises InvalidCid."""
-        if not 40 <= len(text) <= 64 or not text.isascii():
+        """The peer id written in bare base58btc, or as a CIDv1 of a libp2p key (in any
+        multibase).  Raises InvalidCid."""
+        if not text.startswith(("1", "Qm")):
+            cid = CID.parse(text)
+            if cid.codec != LIBP2P_KEY:
+                raise InvalidCid(f"{text!r} is a CID of codec 0x{cid.codec:x}, not a peer id")
+            return cls(cid.multihash)
+        if len(text) > 64 or not text.isascii():
             raise InvalidCid(f"not a peer id: {text[:64]!r}")
         try:
             return cls(base58.b58decode(text))
