@@ -116,8 +116,18 @@ VERSION_CHARS_MAX: Final = 64
 REFUSAL_CHARS_MAX: Final = 512
 SLOT_DOCUMENTS_MAX: Final = 8  # blocks that a holder may ask for before it takes a slot
 SLOT_BATCH_BYTES_MAX: Final = 8 * MIB  # verified and made durable together
-# Reader buffers are outside of the byte budget of a peer, so they are taken off it.
-PEER_BUDGET_BYTES: Final = PEER_MEMORY_BYTES_MAX - PEER_STREAMS_SERVED_MAX * STREAM_READ_BYTES_MAX
+PEER_SLOTS_RECEIVED_MAX: Final = 4  # at once; the next offers of the peer wait their turn
+LARGE_MESSAGE_BYTES: Final = 64 * KIB  # above: few at once; parsed, one takes some 4 MiB
+PEER_LARGE_MESSAGES_MAX: Final = 2
+# For blocks; readers' buffers and large messages are taken off what a peer may occupy.
+PEER_BUDGET_BYTES: Final = (
+    PEER_MEMORY_BYTES_MAX
+    - PEER_STREAMS_SERVED_MAX * STREAM_READ_BYTES_MAX
+    - PEER_LARGE_MESSAGES_MAX * 4 * MIB
+)
+BLOCK_OVERHEAD_BYTES: Final = KIB  # what holding a block costs beside its bytes
+INLINE_HASH_BYTES: Final = 32 * KIB  # hashed in place: a hand-over would cost more
+SMALL_WRITES_BYTES: Final = 64 * KIB  # headers and small blocks are written together
 SERVED_MEMORY_BYTES_MAX: Final = 256 * MIB  # all peers together
 SERVED_STREAMS_MAX: Final = 2048  # all peers together
 MESSAGE_SECONDS: Final = 120  # for one whole message or block: a slower peer is given up

@@ -149,14 +149,18 @@ class BufferedReader:
     async def read_message(self, bytes_max: int) -> bytes | None:
         """The next varint-length-prefixed message, None at a clean end of the stream.
         Raises ProtocolViolation on a length above `bytes_max`, before any allocation."""
+        size = await self.read_length(bytes_max)
+        return None if size is None else await self.read_exactly(size)
+
+    async def read_length(self, bytes_max: int) -> int | None:
+        """The length of the next message, whose bytes are to be read with `read_exactly`;
+        as `read_message` otherwise."""
         size = await self._read_length()
-        if size is None:
-            return None
-        if size > bytes_max:
+        if size is not None and size > bytes_max:
             raise ProtocolViolation(
                 f"{self._stream.peer} declared a message of {size} bytes; at most {bytes_max}"
             )
-        return await self.read_exactly(size)
+        return size
 
     async def _read_length(self) -> int | None:
         """The varint that comes next, None at the end of the stream."""
