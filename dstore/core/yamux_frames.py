@@ -1,0 +1,107 @@
+"""The words of yamux: frame header, flags, and the events that frames amount to.
+
+Values only; the rules that join them are in `core/yamux.py`.
+Specification: https://github.com/libp2p/specs/blob/master/yamux/README.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from dstore.limits import YAMUX_HEADER_BYTES
+
+HEADER: Final = struct.Struct("!BBHII")  # version, type, flags, stream id, length
+VERSION: Final = 0
+UINT32_MAX: Final = 2**32 - 1
+assert HEADER.size == YAMUX_HEADER_BYTES
+
+DATA: Final = 0
+WINDOW_UPDATE: Final = 1
+PING: Final = 2
+GO_AWAY: Final = 3
+
+SYN: Final = 1
+ACK: Final = 2
+FIN: Final = 4
+RST: Final = 8
+
+
+class GoAwayCode(IntEnum):
+    """Why a session ends, as the Go Away frame says it."""
+
+    NORMAL = 0
+    PROTOCOL_ERROR = 1
+    INTERNAL_ERROR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOpened:
+    """The peer opened a stream; `accept` or `reset` it."""
+
+    stream_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAcknowledged:
+    """The peer took a stream that this side had opened."""
+
+    stream_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataReceived:
+    """Bytes for a stream; call `consumed` once they were read."""
+
+    stream_id: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnded:
+    """The peer sends no more on this stream."""
+
+    stream_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReset:
+    """The stream is gone, with all that was not read; `reason` says by whom."""
+
+    stream_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WindowGrown:
+    """A stream whose window was used up may send again."""
+
+    stream_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class PingAnswered:
+    """The peer answered a ping."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class GoAwayReceived:
+    """The peer takes and opens no more streams."""
+
+    code: int
+
+
+Event = (
+    StreamOpened
+    | StreamAcknowledged
+    | DataReceived
+    | StreamEnded
+    | StreamReset
+    | WindowGrown
+    | PingAnswered
+    | GoAwayReceived
+)

@@ -1,0 +1,283 @@
+"""Noise for libp2p connections: py-libp2p's handshake, our own session I/O.
+
+`NoiseTransport(key_pair)` goes into `sec_opt`: `{NOISE_PROTOCOL: NoiseTransport(key_pair)}`.
+The session reads in large pieces, decrypting every complete message in them, and seals
+whole frames into as few messages and writes as they fill; specification:
+https://github.com/libp2p/specs/blob/master/noise/README.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final
+
+import trio
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from libp2p.abc import IRawConnection, ISecureConn
+from libp2p.connection_types import ConnectionType
+from libp2p.crypto.keys import KeyPair
+from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.io.exceptions import ConnectionClosedError, DecryptionFailedException
+from libp2p.peer.id import ID
+from libp2p.security.base_session import BaseSession
+from libp2p.security.exceptions import HandshakeFailure
+from libp2p.security.noise.transport import Transport
+from libp2p.security.secure_session import SecureSession
+from multiaddr import Multiaddr
+from noise.exceptions import NoiseHandshakeError, NoiseInvalidMessage, NoiseValueError
+
+from dstore.errors import ConnectionLost, ProtocolViolation
+from dstore.limits import HANDSHAKE_SECONDS, NOISE_PLAINTEXT_BYTES_MAX, RAW_READ_BYTES
+
+NOISE_PROTOCOL: Final = "/noise"
+
+_TAG_BYTES: Final = 16
+_LENGTH_BYTES: Final = 2
+_OVERHEAD_BYTES: Final = _LENGTH_BYTES + _TAG_BYTES
+# The Noise specification reserves the last nonce; no message may use it.
+_NONCE_END: Final = 2**64 - 1
+# One write: four full messages.  A buffer used again costs a third of fresh memory, and
+# being this small, a thousand busy connections may each have one.
+_SEAL_BYTES: Final = 4 * (NOISE_PLAINTEXT_BYTES_MAX + _OVERHEAD_BYTES)
+_NONCE = struct.Struct("<4xQ")
+_LENGTH = struct.Struct("!H")
+
+# What reading from or writing to a connection under us raises when it breaks.
+_BROKEN = (
+    ConnectionLost,
+    BaseLibp2pError,
+    OSError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+)
+# What the handshake raises, beside HandshakeFailure, at bytes that are no handshake.
+_MALFORMED = (
+    BaseLibp2pError,
+    OSError,
+    InvalidTag,
+    NoiseHandshakeError,
+    NoiseInvalidMessage,
+    NoiseValueError,
+    ValueError,
+    TypeError,
+    AssertionError,
+)
+
+
+class SessionLost(ConnectionLost, ConnectionClosedError):  # type: ignore[misc] # libp2p is untyped
+    """The connection under the session ended or broke."""
+
+
+class SessionViolation(ProtocolViolation, DecryptionFailedException):  # type: ignore[misc] # same
+    """The peer sent what is no Noise message, or one that fails its authentication."""
+
+
+class NoiseSession(BaseSession):  # type: ignore[misc] # libp2p is untyped
+    """A secured connection.
+
+    One task may read while another writes; two may not do the same.  A cancelled read loses
+    nothing; a cancelled write leaves half a message behind and the session good only for
+    `close`, so the muxer writes from a task of its own.
+    """
+
+    def __init__(self, session: SecureSession, connection: IRawConnection) -> None:
+        """`session` is what py-libp2p's handshake over `connection` returned."""
+        super().__init__(
+            local_peer=session.local_peer,
+            local_private_key=session.local_private_key,
+            remote_peer=session.remote_peer,
+            remote_permanent_pubkey=session.remote_permanent_pubkey,
+            is_initiator=session.is_initiator,
+        )
+        self._connection = connection
+        state = session.conn.noise_state.noise_protocol
+        sending, receiving = state.cipher_state_encrypt, state.cipher_state_decrypt
+        self._send_cipher = ChaCha20Poly1305(bytes(sending.k))
+        self._receive_cipher = ChaCha20Poly1305(bytes(receiving.k))
+        self._send_nonce: int = sending.n
+        self._receive_nonce: int = receiving.n
+        self._sealed = bytearray()
+        self._received = b""  # from the connection, not yet decrypted from `_position` on
+        self._position = 0
+        self._plain = b""  # decrypted, not yet read by `read`
+
+    # --- As libp2p wants it, for the negotiation of the muxer ---------------------------
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        address: tuple[str, int] | None = self._connection.get_remote_address()
+        return address
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        addresses: list[Multiaddr] = self._connection.get_transport_addresses()
+        return addresses
+
+    def get_connection_type(self) -> ConnectionType:
+        return self._connection.get_connection_type()
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Exactly `n` bytes, or what there is, at least one, for None.
+        Raises SessionLost where the connection ends first."""
+        parts: list[bytes] = []
+        missing = n
+        while missing is None or missing > 0:
+            if not self._plain:
+                self._plain = b"".join(await self.read_messages())
+            part = self._plain[:missing]
+            self._plain = self._plain[len(part) :]
+            parts.append(part)
+            if missing is None:
+                break
+            missing -= len(part)
+        return b"".join(parts)
+
+    async def write(self, data: bytes) -> None:
+        """Send `data`, cut into messages."""
+        view = memoryview(data)
+        await self.write_frames(
+            [
+                bytes(view[start : start + NOISE_PLAINTEXT_BYTES_MAX])
+                for start in range(0, len(view), NOISE_PLAINTEXT_BYTES_MAX)
+            ]
+        )
+
+    async def close(self) -> None:
+        """Close the connection; raises nothing when it is broken already."""
+        try:
+            await self._connection.close()
+        except _BROKEN:
+            pass
+
+    # --- As the muxer wants it ----------------------------------------------------------
+
+    async def read_messages(self) -> list[bytes]:
+        """The plaintext of the messages that have come, at least one, none of them empty.
+        Raises SessionLost at the end, SessionViolation at bytes that do not decrypt."""
+        if self._plain:
+            plain, self._plain = self._plain, b""
+            return [plain]
+        while True:
+            messages = self._open_complete()
+            if messages:
+                return messages
+            try:
+                data = await self._connection.read(RAW_READ_BYTES)
+            except _BROKEN as error:
+                raise SessionLost(f"the connection broke: {error}") from error
+            if not data:
+                raise SessionLost("the peer closed the connection")
+            rest = self._received[self._position :]
+            self._received = rest + data if rest else data
+            self._position = 0
+
+    async def write_frames(self, frames: Sequence[bytes]) -> None:
+        """Send `frames`, none longer than NOISE_PLAINTEXT_BYTES_MAX, in order; short ones
+        share messages.  Raises SessionLost, also when the nonces are used up."""
+        await _send_all(self._connection.write, self._seal(frames))
+
+    def rest(self) -> None:
+        """Give back the write buffer: nothing is to be sent for now."""
+        self._sealed = bytearray()
+
+    def _open_complete(self) -> list[bytes]:
+        received, position = self._received, self._position
+        end = len(received)
+        messages: list[bytes] = []
+        decrypt, nonce = self._receive_cipher.decrypt, self._receive_nonce
+        with memoryview(received) as view:
+            while end - position >= _LENGTH_BYTES:
+                start = position + _LENGTH_BYTES
+                stop = start + (received[position] << 8 | received[position + 1])
+                if stop > end:
+                    break
+                if stop - start < _TAG_BYTES:
+                    raise SessionViolation(f"noise: a message of {stop - start} bytes")
+                if nonce >= _NONCE_END:
+                    raise SessionLost("noise: the peer has used up its nonces")
+                try:
+                    plain = decrypt(_NONCE.pack(nonce), view[start:stop], None)
+                except InvalidTag:
+                    raise SessionViolation("noise: a message is not authentic") from None
+                nonce += 1
+                position = stop
+                if plain:
+                    messages.append(plain)
+        self._receive_nonce, self._position = nonce, position
+        return messages
+
+    def _seal(self, frames: Sequence[bytes]) -> Iterator[memoryview]:
+        """The messages for `frames`, some at a time in one buffer, which is used again."""
+        filled = 0
+        for message in _pack(frames):
+            size = _OVERHEAD_BYTES + len(message)
+            if filled + size > len(self._sealed):
+                if filled:
+                    yield memoryview(self._sealed)[:filled]
+                    filled = 0
+                if size > len(self._sealed):
+                    wanted = sum(len(frame) + _OVERHEAD_BYTES for frame in frames)
+                    self._sealed = bytearray(max(size, min(wanted, _SEAL_BYTES)))
+            if self._send_nonce >= _NONCE_END:
+                raise SessionLost("noise: the nonces of this connection are used up")
+            with memoryview(self._sealed) as buffer:
+                _LENGTH.pack_into(buffer, filled, len(message) + _TAG_BYTES)
+                target = buffer[filled + _LENGTH_BYTES : filled + size]
+                self._send_cipher.encrypt_into(_NONCE.pack(self._send_nonce), message, None, target)
+            self._send_nonce += 1
+            filled += size
+        if filled:
+            yield memoryview(self._sealed)[:filled]
+
+
+def _pack(frames: Sequence[bytes]) -> Iterator[bytes]:
+    """Whole frames joined to messages of at most NOISE_PLAINTEXT_BYTES_MAX."""
+    group: list[bytes] = []
+    size = 0
+    for frame in frames:
+        if group and size + len(frame) > NOISE_PLAINTEXT_BYTES_MAX:
+            yield group[0] if len(group) == 1 else b"".join(group)
+            group, size = [], 0
+        group.append(frame)
+        size += len(frame)
+    if group:
+        yield group[0] if len(group) == 1 else b"".join(group)
+
+
+async def _send_all(
+    write: Callable[[memoryview], Awaitable[None]], pieces: Iterator[memoryview]
+) -> None:
+    for piece in pieces:
+        try:
+            await write(piece)
+        except _BROKEN as error:
+            raise SessionLost(f"the connection broke: {error}") from error
+
+
+class NoiseTransport(Transport):  # type: ignore[misc] # libp2p is untyped
+    """The security transport for `sec_opt`.  `key_pair` is the node's identity; the static
+    Noise key is a fresh one for the life of this object."""
+
+    def __init__(self, key_pair: KeyPair) -> None:
+        super().__init__(key_pair, create_x25519_key_pair().private_key)
+
+    async def secure_inbound(self, conn: IRawConnection) -> ISecureConn:
+        """Raises HandshakeFailure, also when HANDSHAKE_SECONDS pass."""
+        return await _secure(conn, super().secure_inbound(conn))
+
+    async def secure_outbound(self, conn: IRawConnection, peer_id: ID) -> ISecureConn:
+        """Raises HandshakeFailure, also when HANDSHAKE_SECONDS pass."""
+        return await _secure(conn, super().secure_outbound(conn, peer_id))
+
+
+async def _secure(conn: IRawConnection, handshake: Awaitable[SecureSession]) -> NoiseSession:
+    try:
+        with trio.fail_after(HANDSHAKE_SECONDS):
+            return NoiseSession(await handshake, conn)
+    except trio.TooSlowError as error:
+        raise HandshakeFailure(f"noise: no handshake in {HANDSHAKE_SECONDS} s") from error
+    except HandshakeFailure:
+        raise
+    except _MALFORMED as error:
+        raise HandshakeFailure(f"noise: no valid handshake: {error!r}") from error
