@@ -17,7 +17,8 @@ gateway and the API answer, `retry` whether trying the same thing again may help
     ├── NetworkError           nobody answered; try again                exit 4  504
     │   ├── Unreachable        no connection could be made
     │   ├── ConnectionLost     a connection or stream ended under us
-    │   └── DeadlineExceeded   no answer in time
+    │   ├── DeadlineExceeded   no answer in time
+    │   └── InsufficientPeers  too few peers for what was required      exit 4  503
     ├── DataError              the data itself is bad, whoever sent it   exit 4  502
     │   ├── MalformedBlock     bytes that do not decode as what they claim
     │   ├── BudgetExceeded     a DAG deeper, wider or larger than allowed
@@ -116,6 +117,12 @@ class ConnectionLost(NetworkError):
 
 class DeadlineExceeded(NetworkError):
     """The answer did not come in time."""
+
+
+class InsufficientPeers(NetworkError):
+    """Fewer peers or failure domains than what was asked for needs."""
+
+    http_status = 503
 
 
 class DataError(DstoreError):

@@ -1,0 +1,100 @@
+"""Who could hold slots: peers found, asked what they offer, and remembered.
+
+Candidates come from the DHT near the root, from the connections and from the catalog, never
+only from what one other peer said.  Deciding among them is `core.placement`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import trio
+
+from dstore.core import wire
+from dstore.core.peerid import PeerId
+from dstore.core.placement import Candidate, domains_of
+from dstore.errors import NetworkError, PeerError
+from dstore.limits import CANDIDATES_MAX, HELLO_SECONDS
+from dstore.network.fragments_client import FragmentsClient
+from dstore.network.routing import Routing
+from dstore.network.streams import Network, PeerAddresses
+from dstore.runtime import Runtime
+from dstore.service.stores import Stores
+
+_LABEL = "label:"
+
+
+def label_domains(label: str) -> tuple[str, ...]:
+    """How a node announces the failure domain that its operator named."""
+    return (_LABEL + label,) if label else ()
+
+
+def peer_domains(addresses: Iterable[str], announced: Sequence[str]) -> frozenset[str]:
+    """The failure domains of a peer at `addresses` that announced these."""
+    label = next((one.removeprefix(_LABEL) for one in announced if one.startswith(_LABEL)), None)
+    return domains_of(addresses, label)
+
+
+class CandidateFinder:
+    """Finds peers that take slots."""
+
+    def __init__(
+        self,
+        network: Network,
+        routing: Routing,
+        client: FragmentsClient,
+        stores: Stores,
+        runtime: Runtime,
+    ) -> None:
+        self._network = network
+        self._routing = routing
+        self._client = client
+        self._stores = stores
+        self._runtime = runtime
+
+    async def find(self, key: bytes) -> list[Candidate]:
+        """Storage peers that answered just now, found near `key` (a multihash) and elsewhere;
+        at most CANDIDATES_MAX, this node not among them.  Takes HELLO_SECONDS at most beyond
+        the DHT look-up; never raises for peers that fail."""
+        targets: dict[PeerId, PeerAddresses] = {}
+        for peer in self._network.connected():
+            targets[peer] = PeerAddresses(peer)
+        for target in await self._routing.closest_peers(key):
+            targets.setdefault(target.peer, target)
+        for row in await self._runtime.workers.run(self._stores.catalog.peers, CANDIDATES_MAX):
+            if row.role == "storage":
+                targets.setdefault(row.peer, PeerAddresses(row.peer, row.addresses))
+        targets.pop(self._network.peer_id, None)
+        found: dict[PeerId, Candidate] = {}
+        with trio.move_on_after(HELLO_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for target in list(targets.values())[:CANDIDATES_MAX]:
+                    nursery.start_soon(self._ask, target, found)
+        return sorted(found.values(), key=lambda candidate: candidate.peer)
+
+    async def _ask(self, target: PeerAddresses, found: dict[PeerId, Candidate]) -> None:
+        if target.addresses:
+            self._network.remember(target)
+        try:
+            hello = await self._client.hello(target.peer)
+        except (NetworkError, PeerError):
+            return
+        addresses = tuple(self._network.known_addresses(target.peer))
+        await self._remember(target.peer, addresses, hello)
+        if hello.role is wire.Role.STORAGE and hello.free_bytes > 0:
+            found[target.peer] = Candidate(
+                target.peer,
+                peer_domains(addresses, hello.domains),
+                hello.free_bytes,
+                load=hello.load_percent / 100,
+            )
+
+    async def _remember(self, peer: PeerId, addresses: Sequence[str], hello: wire.Hello) -> None:
+        def work() -> None:
+            now = self._runtime.clock.now()
+            catalog = self._stores.catalog
+            catalog.saw_peer(peer, addresses, now)
+            role = hello.role.name.lower()
+            catalog.peer_terms(peer, role, hello.free_bytes, hello.domains, now)
+
+        await self._runtime.workers.run(work)

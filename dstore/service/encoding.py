@@ -1,0 +1,116 @@
+"""From a root in the block store to its manifest: stripes planned, parity made and stored.
+
+All work happens in worker threads, some megabytes of whole stripes a call.  The result is
+the same for the same DAG and code, so that a repeated add finds its blocks already there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dstore.core import erasure
+from dstore.core.cid import CID, RAW
+from dstore.core.manifest import Code, Manifest, Segment, SizedCID
+from dstore.core.stripes import SegmentPlan, plan_dag
+from dstore.errors import NotFoundError
+from dstore.limits import ENCODE_BATCH_BYTES, ENCODE_BATCHES_IN_FLIGHT
+from dstore.runtime import Workers
+from dstore.service.pipeline import from_iterable, in_order
+from dstore.service.progress import Progress, Report
+from dstore.storage.blockstore import Block, BlockStore
+
+Stripes = Sequence[tuple[SizedCID, ...]]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A root with its protection: the manifest and all segments, their blocks stored."""
+
+    manifest: Manifest
+    segments: tuple[Segment, ...]
+
+    @property
+    def parity(self) -> Iterator[CID]:
+        """Every parity block."""
+        for segment in self.segments:
+            for stripe in segment.stripes:
+                yield from stripe.parity
+
+
+async def encode_root(
+    root: CID,
+    code: Code,
+    blocks: BlockStore,
+    save: Callable[[Sequence[Block]], None],
+    workers: Workers,
+    report: Report,
+) -> Encoded:
+    """Plan the stripes of the DAG under `root`, all of it in `blocks`, and make the parity.
+
+    `save` is called in workers, with parity, segment and manifest blocks.  Raises
+    NotFoundError where a block of the DAG is missing, MalformedBlock, BudgetExceeded, and
+    what `save` raises.
+    """
+
+    def size_of(cid: CID) -> int:
+        size = blocks.size(cid)
+        if size is None:
+            raise NotFoundError(f"block {cid} of {root} is not in the store")
+        return size
+
+    def plan() -> list[SegmentPlan]:
+        return list(plan_dag(root, blocks.get, size_of, code))
+
+    def encode(stripes: Stripes) -> list[list[CID]]:
+        """In a worker: the parity CIDs of each stripe."""
+        rows: list[list[CID]] = []
+        parity: list[Block] = []
+        for stripe in stripes:
+            length = max(size for _, size in stripe)
+            made = erasure.encode(code.k, code.m, [blocks.get(cid) for cid, _ in stripe], length)
+            named = [(CID.of(RAW, block), block) for block in made]
+            rows.append([cid for cid, _ in named])
+            parity += named
+        save(parity)
+        return rows
+
+    plans = await workers.run(plan)
+    total = sum(one.data_bytes for one in plans)
+    done = 0
+    segments: list[Segment] = []
+    for one in plans:
+        rows: list[list[CID]] = []
+        async with in_order(
+            from_iterable(_batches(one.stripes)),
+            lambda stripes: workers.run(encode, stripes),
+            weigh=_bytes_of,
+            budget=ENCODE_BATCH_BYTES * ENCODE_BATCHES_IN_FLIGHT,
+        ) as batches:
+            async for batch in batches:
+                encoded = one.stripes[len(rows) : len(rows) + len(batch)]
+                rows += batch
+                done += _bytes_of(encoded)
+                report(Progress("encode", done, total))
+        segments.append(one.segment(rows))
+    manifest = Manifest.of(root, code, [segment.ref for segment in segments])
+    documents = [(segment.cid, segment.block) for segment in segments]
+    await workers.run(save, [*documents, (manifest.cid, manifest.block)])
+    return Encoded(manifest, tuple(segments))
+
+
+def _bytes_of(stripes: Iterable[tuple[SizedCID, ...]]) -> int:
+    return sum(size for stripe in stripes for _, size in stripe)
+
+
+def _batches(stripes: Stripes) -> Iterator[Stripes]:
+    """Runs of whole stripes of about ENCODE_BATCH_BYTES."""
+    start = size = 0
+    for index, stripe in enumerate(stripes):
+        weight = sum(block for _, block in stripe)
+        if index > start and size + weight > ENCODE_BATCH_BYTES:
+            yield stripes[start:index]
+            start, size = index, 0
+        size += weight
+    if start < len(stripes):
+        yield stripes[start:]
