@@ -94,7 +94,7 @@ class Connection:
 
     @property
     def closed(self) -> bool:
-        return self.ended.is_set() or self._session.event_closed.is_set()
+        return self.ended.is_set() or self._session.ending is not None
 
     async def run(self) -> None:
         """Move bytes until the connection ends, by either side or by loss."""

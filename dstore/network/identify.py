@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from google.protobuf.message import DecodeError
 from libp2p.identity.identify.pb.identify_pb2 import Identify
-from libp2p.peer.pb.crypto_pb2 import PublicKey
+from libp2p.peer.pb.crypto_pb2 import KeyType, PublicKey
 from libp2p.peer.pb.envelope_pb2 import Envelope
 from libp2p.peer.pb.peer_record_pb2 import PeerRecord
 
@@ -34,7 +34,7 @@ IDENTIFY_PUSH: Final = "/ipfs/id/push/1.0.0"
 PROTOCOL_VERSION: Final = "ipfs/0.1.0"
 _DOMAIN: Final = b"libp2p-peer-record"
 _PAYLOAD_TYPE: Final = b"\x03\x01"
-_ED25519: Final = 1
+_ED25519: Final = KeyType.Ed25519
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,13 @@ def read(message: bytes, peer: PeerId, remote: Endpoint) -> Identified:
             raise ProtocolViolation(f"{peer} identified itself with another peer's key")
         if len(parsed.protocols) > IDENTIFY_PROTOCOLS_MAX:
             raise ProtocolViolation(f"{peer} announced {len(parsed.protocols)} protocols")
-        protocols = frozenset(p for p in parsed.protocols if len(p) <= PROTOCOL_CHARS_MAX)
+        protocols = frozenset(
+            name for name in map(_text, parsed.protocols) if len(name) <= PROTOCOL_CHARS_MAX
+        )
         announced: Iterable[bytes] = parsed.listen_addrs
         if parsed.signedPeerRecord and peer.ed25519 is not None:
             announced = _signed_addresses(parsed.signedPeerRecord, peer, peer.ed25519)
-        agent = parsed.agent_version[:PROTOCOL_CHARS_MAX]
+        agent = _text(parsed.agent_version)[:PROTOCOL_CHARS_MAX]
     except (DecodeError, ValueError) as error:
         raise ProtocolViolation(f"malformed identify message from {peer}: {error}") from error
     return Identified(
@@ -126,6 +128,11 @@ def _usable(announced: Iterable[bytes], remote: Endpoint) -> tuple[str, ...]:
         if endpoint.dialable and (near or ip is None or not ip.is_loopback):
             found[str(endpoint)] = None
     return tuple(found)
+
+
+def _text(value: str | bytes) -> str:
+    """protobuf hands over a proto2 string that is not UTF-8 as bytes."""
+    return value if isinstance(value, str) else value.decode("utf-8")
 
 
 def _is_key_of(serialized: bytes, peer: PeerId) -> bool:
