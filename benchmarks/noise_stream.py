@@ -1,0 +1,233 @@
+"""One Noise stream between two processes: our stack against py-libp2p's own, in one run.
+
+    python benchmarks/noise_stream.py [--mib 256] [--runs 5] [--streams 1] [--json]
+
+The two stacks take turns.  Each run starts a process that receives, connects over loopback
+TCP, warms up, and times `--mib` MiB until the receiver has said that all of it came.
+"ours" is `dstore.network.host`; "stock" is `libp2p.new_host` with Noise and its yamux.
+Prints the medians in MB/s and their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import secrets
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import trio
+
+PROTOCOL = "/dstore/bench/1.0.0"
+PIECE = 1024 * 1024
+WARM_MIB = 16
+STACKS = ("stock", "ours")
+SCRIPT = str(Path(__file__).resolve())
+
+
+async def drain(stream: Any, size: int, *, whole: bool) -> None:
+    """Read `size` bytes.  `whole` asks libp2p's stream for pieces of 1 MiB."""
+    while size:
+        data = await (
+            stream.read(min(size, PIECE)) if whole else stream.read_some(min(size, PIECE))
+        )
+        if not data:
+            raise SystemExit("the stream ended early")
+        size -= len(data)
+
+
+async def receive(stream: Any, *, whole: bool) -> None:
+    """Serve one stream: a size, that many bytes, one byte back; again and again."""
+    while True:
+        head = b""
+        while len(head) < 8:
+            missing = 8 - len(head)
+            piece = await (stream.read(missing) if whole else stream.read_some(missing))
+            if not piece:
+                return
+            head += piece
+        await drain(stream, int.from_bytes(head, "big"), whole=whole)
+        await stream.write(b"\1")
+
+
+async def send(stream: Any, size: int, *, whole: bool) -> None:
+    data = bytes(PIECE)
+    await stream.write(size.to_bytes(8, "big"))
+    for _ in range(size // PIECE):
+        await stream.write(data)
+    await drain(stream, 1, whole=whole)
+
+
+async def measure(streams: list[Any], mib: int, *, whole: bool) -> float:
+    """MB/s over all streams together."""
+
+    async def all_of(each: int) -> None:
+        async with trio.open_nursery() as nursery:
+            for stream in streams:
+                nursery.start_soon(_send, stream, each)
+
+    async def _send(stream: Any, each: int) -> None:
+        await send(stream, each * PIECE, whole=whole)
+
+    await all_of(max(1, WARM_MIB // len(streams)))
+    each = max(1, mib // len(streams))
+    start = time.perf_counter()
+    await all_of(each)
+    return each * len(streams) * PIECE / (time.perf_counter() - start) / 1e6
+
+
+# --- Ours -------------------------------------------------------------------------------
+
+
+async def serve_ours() -> None:
+    from dstore.network.host import HostOptions, open_host
+    from dstore.runtime import Runtime
+
+    seed = secrets.token_bytes(32)
+    async with open_host(HostOptions(), seed, Runtime(random=random.SystemRandom())) as host:
+        host.set_handler(PROTOCOL, lambda stream: receive(stream, whole=False))
+        print(host.addresses()[0], host.peer_id, flush=True)
+        await trio.sleep_forever()
+
+
+async def run_ours(address: str, peer: str, mib: int, streams: int) -> float:
+    from dstore.core.peerid import PeerId
+    from dstore.network.host import HostOptions, open_host
+    from dstore.network.streams import PeerAddresses
+    from dstore.runtime import Runtime
+
+    seed = secrets.token_bytes(32)
+    async with open_host(HostOptions(), seed, Runtime(random=random.SystemRandom())) as host:
+        target = PeerAddresses(PeerId.parse(peer), (address,))
+        await host.connect(target)
+        opened = [await host.open_stream(target.peer, [PROTOCOL]) for _ in range(streams)]
+        return await measure(opened, mib, whole=False)
+
+
+# --- Stock ------------------------------------------------------------------------------
+
+
+def stock_host() -> Any:
+    from libp2p import new_host
+    from libp2p.crypto.ed25519 import create_new_key_pair
+    from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+    from libp2p.security.noise.transport import PROTOCOL_ID, Transport
+
+    pair = create_new_key_pair()
+    noise = Transport(pair, create_noise_key_pair().private_key)
+    return new_host(key_pair=pair, sec_opt={PROTOCOL_ID: noise}, muxer_preference="YAMUX")
+
+
+async def serve_stock() -> None:
+    from multiaddr import Multiaddr
+
+    host = stock_host()
+    async with host.run(listen_addrs=[Multiaddr("/ip4/127.0.0.1/tcp/0")]):
+
+        async def handle(stream: Any) -> None:
+            try:
+                await receive(stream, whole=True)
+            finally:
+                await stream.reset()
+
+        host.set_stream_handler(PROTOCOL, handle)
+        address = str(host.get_addrs()[0]).split("/p2p/")[0]
+        print(address, host.get_id(), flush=True)
+        await trio.sleep_forever()
+
+
+async def run_stock(address: str, peer: str, mib: int, streams: int) -> float:
+    from libp2p.peer.peerinfo import info_from_p2p_addr
+    from multiaddr import Multiaddr
+
+    host = stock_host()
+    async with host.run(listen_addrs=[]):
+        info = info_from_p2p_addr(Multiaddr(f"{address}/p2p/{peer}"))
+        await host.connect(info)
+        opened = [await host.new_stream(info.peer_id, [PROTOCOL]) for _ in range(streams)]
+        return await measure(opened, mib, whole=True)
+
+
+# --- Together ---------------------------------------------------------------------------
+
+
+async def one_run(stack: str, mib: int, streams: int) -> float:
+    """Both ends in processes of their own; the sender's figure."""
+    command = [sys.executable, SCRIPT]
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(_process, [*command, "--serve", stack])
+        try:
+            line = b""
+            while not line.endswith(b"\n"):
+                line += await server.stdout.receive_some()
+            address, peer = line.decode().split()
+            options = ["--mib", str(mib), "--streams", str(streams)]
+            done = await trio.run_process(
+                [*command, "--send", stack, "--to", address, peer, *options],
+                capture_stdout=True,
+            )
+            return float(done.stdout)
+        finally:
+            server.terminate()
+
+
+async def _process(command: list[str], task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+    import subprocess
+
+    await trio.run_process(
+        command,
+        task_status=task_status,
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+
+
+async def compare(mib: int, runs: int, streams: int) -> dict[str, Any]:
+    figures: dict[str, list[float]] = {stack: [] for stack in STACKS}
+    for _ in range(runs):
+        for stack in STACKS:
+            figures[stack].append(round(await one_run(stack, mib, streams), 1))
+    medians = {stack: statistics.median(figures[stack]) for stack in STACKS}
+    return {
+        "benchmark": "noise_stream",
+        "mib": mib,
+        "streams": streams,
+        "cores": os.cpu_count(),
+        "mb_per_s": figures,
+        "median_mb_per_s": medians,
+        "ratio": round(medians["ours"] / medians["stock"], 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--mib", type=int, default=256, help="MiB per run (default 256)")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each stack (default 5)")
+    parser.add_argument("--streams", type=int, default=1, help="parallel streams (default 1)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--serve", choices=STACKS, help=argparse.SUPPRESS)
+    parser.add_argument("--send", choices=STACKS, help=argparse.SUPPRESS)
+    parser.add_argument("--to", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        trio.run(serve_ours if options.serve == "ours" else serve_stock)
+    elif options.send:
+        run = run_ours if options.send == "ours" else run_stock
+        print(trio.run(run, *options.to, options.mib, options.streams))
+    else:
+        result = trio.run(compare, options.mib, options.runs, options.streams)
+        if options.json:
+            print(json.dumps(result))
+        else:
+            for stack in STACKS:
+                print(f"{stack:6} {result['median_mb_per_s'][stack]:8.1f} MB/s (median)")
+            print(f"ratio  {result['ratio']:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
