@@ -100,6 +100,11 @@ class _Connection:
     def forget(self, wire: Wire) -> None:
         self._wires.pop(wire, None)
 
+    @property
+    def streams(self) -> int:
+        """Streams of which an end is open."""
+        return len(self._wires)
+
     def add(self, wire: Wire) -> None:
         self._wires[wire] = None
 
@@ -238,10 +243,18 @@ class MemoryHost:
         if self._connections.get(peer) is connection:
             del self._connections[peer]
 
-    async def serve(self, handler: StreamHandler, stream: MemoryStream) -> None:
+    def accept(self, nursery: trio.Nursery, protocol: str, stream: MemoryStream) -> None:
+        """Start the handler of `protocol` on the stream."""
+        # The scope is known before the task runs: a kill in between must reach it.
+        scope = trio.CancelScope()
+        self._scopes[scope] = None
+        nursery.start_soon(self._serve, self._handlers[protocol], stream, scope)
+
+    async def _serve(
+        self, handler: StreamHandler, stream: MemoryStream, scope: trio.CancelScope
+    ) -> None:
         """Run one handler, as the contract's `set_handler` says."""
-        with trio.CancelScope() as scope:
-            self._scopes[scope] = None
+        with scope:
             try:
                 await handler(stream)
                 await stream.close()
@@ -412,9 +425,7 @@ class MemoryNetwork:
 
     def serve(self, host: MemoryHost, protocol: str, stream: MemoryStream) -> None:
         """Start the handler of an accepted stream."""
-        handler = host.handler_of(protocol)
-        assert handler is not None
-        self._nursery.start_soon(host.serve, handler, stream)
+        host.accept(self._nursery, protocol, stream)
 
     async def dial(self, dialler: MemoryHost, peer: PeerId, known: tuple[str, ...]) -> _Connection:
         """A new connection, or the one that came about meanwhile."""
