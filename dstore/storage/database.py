@@ -32,7 +32,8 @@ class Database:
         """
         self.path = path
         self.what = what
-        self.created = not path.exists()
+        # SQLite takes an empty file for a new database, so an emptied one is a lost one.
+        self.created = not path.exists() or path.stat().st_size == 0
         self._lock = threading.RLock()
         self._closed = False
         self._readers: list[sqlite3.Connection] = []

@@ -6,10 +6,23 @@ paths.  Keys are opaque bytes here.
 
 from __future__ import annotations
 
+import fcntl
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+from dstore.errors import AlreadyRunning, NodeError, NotFoundError
+from dstore.limits import PRIVATE_FILE_BYTES_MAX
+from dstore.storage.durable import node_error, sync_directory
+from dstore.storage.formatfile import check_format, write_durably, write_format
+
+_FORMAT_NAME: Final = "dstore home"
+_FORMAT: Final = 1
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 @dataclass(frozen=True)
@@ -59,22 +72,81 @@ class Home:
         return (self.directory / "format").exists()
 
     def create(self) -> None:
-        """Make the directory (0700) and its format file; does nothing where they exist."""
+        """Make the directory (0700 whatever the umask) and its format file; an existing home
+        is left as it is.  Raises StorageFull, StoreTooNew, NodeError."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if check_format(self.directory, _FORMAT_NAME, _FORMAT):
+                return
+            self.directory.chmod(0o700)
+            sync_directory(self.directory.parent)
+        except OSError as error:
+            raise node_error(error, f"creating {self.directory}") from error
+        write_format(self.directory, _FORMAT_NAME, _FORMAT)
 
     def check(self) -> None:
         """Refuse a home that this process must not use: missing (NotFoundError), written by a
-        newer dstore (StoreTooNew), or directory or keys open to others (NodeError, with the
-        chmod command)."""
+        newer dstore (StoreTooNew), or directory or private files open to others (NodeError,
+        with the chmod command)."""
+        if not check_format(self.directory, _FORMAT_NAME, _FORMAT):
+            raise NotFoundError(
+                f"{self.directory} is not a dstore home; make one: "
+                f"dstore init --home {self.directory}"
+            )
+        _refuse_others(self.directory, "700")
+        for private in (self.identity_key, self.owner_key, self.api):
+            if private.exists():
+                _refuse_others(private, "600")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the home; raises AlreadyRunning where another process does."""
-        yield
+        """Hold the home while the block runs; the kernel lets go when the process ends, however
+        it ends.  Raises AlreadyRunning where another process (or this one) holds it."""
+        path = self.directory / "lock"
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise node_error(error, f"opening {path}") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+                raise AlreadyRunning(
+                    f"another process{f' (pid {holder})' if holder else ''} is using "
+                    f"{self.directory}: stop it, or choose another home"
+                ) from error
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
 
     def write_private(self, path: Path, content: bytes) -> None:
-        """Write the file atomically and durably with mode 0600 whatever the umask."""
+        """Write or replace the file with mode 0600 whatever the umask; whole and on disk when
+        this returns.  Raises StorageFull, NodeError."""
+        write_durably(path, content)
 
     def read_private(self, path: Path) -> bytes:
-        """The file's bytes.  Raises NotFoundError, or NodeError (with the chmod command)
-        where others may read it."""
-        raise NotImplementedError
+        """The file's bytes.  Raises NotFoundError, or NodeError where others may read it (with
+        the chmod command) or it is larger than PRIVATE_FILE_BYTES_MAX."""
+        try:
+            with path.open("rb") as file:
+                _refuse_others(path, "600", os.fstat(file.fileno()))
+                content = file.read(PRIVATE_FILE_BYTES_MAX + 1)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{path} does not exist") from error
+        except OSError as error:
+            raise NodeError(f"cannot read {path}: {error.strerror}") from error
+        if len(content) > PRIVATE_FILE_BYTES_MAX:
+            raise NodeError(f"{path} is larger than any key: is it the right file?")
+        return content
+
+
+def _refuse_others(path: Path, mode: str, status: os.stat_result | None = None) -> None:
+    """Raise NodeError where group or others may do anything with the file or directory."""
+    permissions = stat.S_IMODE((status or path.stat()).st_mode)
+    if permissions & _OTHERS:
+        raise NodeError(
+            f"{path} is open to other users (mode {permissions:o}): run  chmod {mode} '{path}'"
+        )

@@ -7,16 +7,27 @@ lost: `rebuild` takes every promise (pins, pin records, held slots) from the rec
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from dstore.limits import PEERS_KNOWN_MAX
+from dstore.errors import CorruptStore
+from dstore.limits import MIB, PEERS_KNOWN_MAX
 from dstore.storage.catalog.holder import HolderTables
 from dstore.storage.catalog.migrations import CATALOG_STEPS
 from dstore.storage.catalog.owner import OwnerTables
 from dstore.storage.catalog.peers import PeerTables
-from dstore.storage.catalog.references import ReferenceTables
-from dstore.storage.catalog.rows import (
+from dstore.storage.database import Database
+from dstore.storage.records import (
+    RecordFiles,
+    RecordKind,
+    unpack_held_slot,
+    unpack_pin,
+    unpack_pin_record,
+)
+from dstore.storage.rows import (
     Fault,
     HeldSlot,
     ManifestRow,
@@ -30,8 +41,6 @@ from dstore.storage.catalog.rows import (
     pin_key,
     slot_key,
 )
-from dstore.storage.database import Database
-from dstore.storage.records import RecordFiles
 
 __all__ = [
     "Catalog",
@@ -43,6 +52,7 @@ __all__ = [
     "PinRecordRow",
     "PinRow",
     "Placement",
+    "Rebuilt",
     "ReferenceKind",
     "open_catalog",
     "operation_key",
@@ -50,8 +60,20 @@ __all__ = [
     "slot_key",
 ]
 
+_VERIFIED_AT_OPEN_BYTES_MAX: Final = 64 * MIB  # about a tenth of a second
 
-class Catalog(ReferenceTables, OwnerTables, HolderTables, PeerTables):
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What the catalog has after a rebuild, and how many record files could not be read."""
+
+    pins: int
+    pin_records: int
+    slots: int
+    damaged: int
+
+
+class Catalog(OwnerTables, HolderTables, PeerTables):
     """All tables over one database.  Every method raises StorageFull where the disk is full
     and CorruptStore where the file is damaged."""
 
@@ -64,7 +86,9 @@ class Catalog(ReferenceTables, OwnerTables, HolderTables, PeerTables):
     ) -> None:
         self._db = database
         self._records = records
+        self._promises = threading.Lock()
         self._peers_max = peers_max
+        self.finish_releases()
 
     @property
     def created(self) -> bool:
@@ -81,15 +105,46 @@ class Catalog(ReferenceTables, OwnerTables, HolderTables, PeerTables):
         *,
         now: float,
         serial_of: Callable[[bytes], int] | None = None,
-    ) -> None:
+    ) -> Rebuilt:
         """Take pins, pin records and held slots from the record files; what the catalog
         already has stays unless the files have it newer.
 
         `serial_of` reads the serial of a lease envelope; serials go on above the highest, and
         above `now` in milliseconds, which no node reaches by counting.  Block references of
-        the slots are to be made again by the caller, who can read segments.
+        pins and slots are to be made again by the caller, who can read DAGs and segments:
+        until then it must not sweep.  Records of a newer dstore raise StoreTooNew.
         """
-        raise NotImplementedError
+        damaged = 0
+        serial = int(now * 1000)
+        pins = records.load_all(RecordKind.PIN)
+        wishes = records.load_all(RecordKind.PIN_RECORD)
+        leases = records.load_all(RecordKind.LEASE)
+        for _, packed in pins:
+            try:
+                self._restore_pin(unpack_pin(packed))
+            except CorruptStore:
+                damaged += 1
+        for _, packed in wishes:
+            try:
+                self._restore_pin_record(unpack_pin_record(packed))
+            except CorruptStore:
+                damaged += 1
+        for _, packed in leases:
+            try:
+                slot = unpack_held_slot(packed)
+            except CorruptStore:
+                damaged += 1
+                continue
+            self._restore_slot(slot)
+            if slot.lease is not None and serial_of is not None:
+                serial = max(serial, serial_of(slot.lease))
+        self._raise_serial(serial)
+        return Rebuilt(
+            pins=len(self.pins()),
+            pin_records=len(self.pin_records()),
+            slots=len(self.held_slots()),
+            damaged=damaged + len(records.damaged),
+        )
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
@@ -102,6 +157,14 @@ def open_catalog(
     """Open or create the catalog.
 
     With `records`, pins, pin records and leases are written there as durable files before
-    they become rows.  Raises CorruptStore, StoreTooNew, StorageFull.
+    they become rows.  A file that is not too large is checked as a whole.
+    Raises CorruptStore, StoreTooNew, StorageFull.
     """
-    return Catalog(Database(path, CATALOG_STEPS, what="catalog"), records, peers_max=peers_max)
+    database = Database(path, CATALOG_STEPS, what="catalog")
+    try:
+        if path.stat().st_size <= _VERIFIED_AT_OPEN_BYTES_MAX:
+            database.verify()
+        return Catalog(database, records, peers_max=peers_max)
+    except BaseException:
+        database.close()
+        raise

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import threading
 from dataclasses import replace
 from typing import Final
 
 from dstore.core.cid import CID
-from dstore.errors import NotFoundError
+from dstore.errors import MalformedBlock, NotFoundError
 from dstore.storage.catalog.owner import root_key
-from dstore.storage.catalog.rows import HeldSlot, PinRecordRow, ReferenceKind, SlotState, slot_key
+from dstore.storage.catalog.references import ReferenceTables, mark_released
 from dstore.storage.database import Database
 from dstore.storage.records import (
     RecordFiles,
@@ -26,6 +27,7 @@ from dstore.storage.records import (
     pack_pin_record,
     pin_record_key,
 )
+from dstore.storage.rows import HeldSlot, PinRecordRow, ReferenceKind, SlotState, slot_key
 
 _SLOT_COLUMNS: Final = "segment, slot, owner, root, manifest, bytes, state, lease, expires, updated"
 _SELECT_SLOTS: Final = f"SELECT {_SLOT_COLUMNS} FROM held_slots"  # noqa: S608 (a constant)
@@ -33,11 +35,13 @@ _STATES: Final[dict[str, SlotState]] = {"reserved": "reserved", "held": "held", 
 _SERIAL: Final = "serial"
 
 
-class HolderTables:
+class HolderTables(ReferenceTables):
     """The part of the catalog that the holder's side uses."""
 
     _db: Database
     _records: RecordFiles | None
+    # Held from reading a row to writing the record file and the row that follow from it.
+    _promises: threading.Lock
 
     # --- Slots -------------------------------------------------------------------------
 
@@ -70,15 +74,12 @@ class HolderTables:
 
         Raises NotFoundError where the slot was not reserved.
         """
-        known = self.held_slot(segment, slot, owner)
-        if known is None:
-            raise NotFoundError(f"slot {slot} of {segment} was never reserved here")
-        row = replace(known, state="held", lease=lease, expires=expires, updated=now)
-        if self._records is not None:
-            key = held_slot_key(segment, slot, row.owner)
-            self._records.put(RecordKind.LEASE, key, pack_held_slot(row))
-        with self._db.transaction() as connection:
-            _put_slot(connection, row, unless_held=False)
+        with self._promises:
+            known = self.held_slot(segment, slot, owner)
+            if known is None:
+                raise NotFoundError(f"slot {slot} of {segment} was never reserved here")
+            row = replace(known, state="held", lease=lease, expires=expires, updated=now)
+            self._promise(row)
 
     def held_slot(self, segment: CID, slot: int, owner: bytes | None = None) -> HeldSlot | None:
         """The slot's row, in whatever state; `owner` None means the row that changed last."""
@@ -93,53 +94,61 @@ class HolderTables:
     def held_slots(self, segment: CID | None = None) -> list[HeldSlot]:
         """All rows in whatever state, of one segment or of all."""
         with self._db.reading() as connection:
-            rows = connection.execute(
-                f"{_SELECT_SLOTS} WHERE ? IS NULL OR segment = ? ORDER BY segment, slot"
-                if segment is None
-                else f"{_SELECT_SLOTS} WHERE ? IS NOT NULL AND segment = ? ORDER BY slot",
-                (segment.binary if segment else None, segment.binary if segment else None),
-            ).fetchall()
+            if segment is None:
+                rows = connection.execute(f"{_SELECT_SLOTS} ORDER BY segment, slot").fetchall()
+            else:
+                rows = connection.execute(
+                    f"{_SELECT_SLOTS} WHERE segment = ? ORDER BY slot", (segment.binary,)
+                ).fetchall()
         return [_slot(row) for row in rows]
 
     def release_slot(self, segment: CID, slot: int, now: float, owner: bytes | None = None) -> None:
         """Into the trash (a reservation too), where its blocks stay until `delete_slot`.
         `owner` None means all owners."""
-        rows = [
-            replace(row, state="trash", updated=now)
-            for row in self.held_slots(segment)
-            if row.slot == slot and row.state != "trash" and owner in (None, row.owner)
-        ]
+        with self._promises:
+            for row in self.held_slots(segment):
+                if row.slot == slot and row.state != "trash" and owner in (None, row.owner):
+                    self._promise(replace(row, state="trash", updated=now))
+
+    def _promise(self, row: HeldSlot) -> None:
+        """The row as a durable file, then in the table."""
         if self._records is not None:
-            for row in rows:
-                key = held_slot_key(segment, slot, row.owner)
-                self._records.put(RecordKind.LEASE, key, pack_held_slot(row))
+            key = held_slot_key(row.segment, row.slot, row.owner)
+            self._records.put(RecordKind.LEASE, key, pack_held_slot(row))
         with self._db.transaction() as connection:
-            for row in rows:
+            _put_slot(connection, row, unless_held=False)
+
+    def _restore_slot(self, row: HeldSlot) -> None:
+        """From its file, where the table has none or an older one."""
+        known = self.held_slot(row.segment, row.slot, row.owner)
+        if known is None or known.updated < row.updated:
+            with self._db.transaction() as connection:
                 _put_slot(connection, row, unless_held=False)
 
     def delete_slot(self, segment: CID, slot: int, owner: bytes | None = None) -> None:
         """Forget the slot for the owner (None: all); with the last owner its block references
         are released."""
-        doomed = [
-            row.owner
-            for row in self.held_slots(segment)
-            if row.slot == slot and owner in (None, row.owner)
-        ]
-        with self._db.transaction() as connection:
-            for one in doomed:
-                connection.execute(
+        with self._promises:
+            doomed = [
+                row.owner
+                for row in self.held_slots(segment)
+                if row.slot == slot and owner in (None, row.owner)
+            ]
+            with self._db.transaction() as connection:
+                connection.executemany(
                     "DELETE FROM held_slots WHERE segment = ? AND slot = ? AND owner = ?",
-                    (segment.binary, slot, one),
+                    [(segment.binary, slot, one) for one in doomed],
                 )
-        if self._records is not None:
-            for one in doomed:
-                self._records.delete(RecordKind.LEASE, held_slot_key(segment, slot, one))
-        if self.held_slot(segment, slot) is None:
-            self.release(ReferenceKind.SLOT, slot_key(segment, slot))
-
-    def release(self, kind: ReferenceKind, key: bytes) -> None:
-        """See `ReferenceTables.release`, which the catalog joins in."""
-        raise NotImplementedError
+                (others,) = connection.execute(
+                    "SELECT count(*) FROM held_slots WHERE segment = ? AND slot = ?",
+                    (segment.binary, slot),
+                ).fetchone()
+                if not others:
+                    mark_released(connection, ReferenceKind.SLOT, slot_key(segment, slot))
+            if self._records is not None:
+                for one in doomed:
+                    self._records.delete(RecordKind.LEASE, held_slot_key(segment, slot, one))
+        self.finish_releases()
 
     def reserved_bytes(self) -> int:
         """Bytes promised to slots that are not complete yet."""
@@ -196,31 +205,52 @@ class HolderTables:
         """Keep the record where it is the newest of (owner, root) by (seq, sha256(envelope)).
 
         True where it is kept (or is the one already kept), False where a newer one is known.
-        An older one still extends `keep_until`.
+        An older one still extends `keep_until`.  Raises MalformedBlock for a `seq` outside
+        0 to 2**63 - 1.
         """
-        key = root_key(root)
-        known = self.pin_record(owner, root)
-        keep_until = max(expires, known.keep_until if known else expires)
-        newer = known is None or _order(seq, envelope) >= _order(known.seq, known.envelope)
-        if newer:
-            row = PinRecordRow(owner, root, seq, expires, envelope, keep_until)
-        else:
-            assert known is not None
-            row = replace(known, keep_until=keep_until)
-        if row == known:
-            return True if newer else False
+        if not 0 <= seq < 1 << 63:
+            raise MalformedBlock(f"a pin record with seq {seq}: at most 2**63 - 1")
+        with self._promises:
+            known = self.pin_record(owner, root)
+            row = PinRecordRow(owner, root, seq, expires, envelope, keep_until=expires)
+            newer = True
+            if known is not None:
+                newer = _order(seq, envelope) >= _order(known.seq, known.envelope)
+                keep_until = max(expires, known.keep_until)
+                row = replace(row if newer else known, keep_until=keep_until)
+            if row != known:
+                self._keep_record(row)
+            return newer
+
+    def _keep_record(self, row: PinRecordRow) -> None:
+        """The row as a durable file, then in the table."""
         if self._records is not None:
-            self._records.put(
-                RecordKind.PIN_RECORD, pin_record_key(owner, key), pack_pin_record(row)
-            )
+            record_key = pin_record_key(row.owner, root_key(row.root))
+            self._records.put(RecordKind.PIN_RECORD, record_key, pack_pin_record(row))
+        self._insert_pin_record(row)
+
+    def _restore_pin_record(self, row: PinRecordRow) -> None:
+        """From its file, where the table has none or an older one."""
+        known = self.pin_record(row.owner, row.root)
+        if known is None or _order(known.seq, known.envelope) < _order(row.seq, row.envelope):
+            self._insert_pin_record(row)
+
+    def _insert_pin_record(self, row: PinRecordRow) -> None:
         with self._db.transaction() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO pin_records"
                 " (owner, root_key, root, seq, expires, envelope, keep_until)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (owner, key, row.root.binary, row.seq, row.expires, row.envelope, row.keep_until),
+                (
+                    row.owner,
+                    root_key(row.root),
+                    row.root.binary,
+                    row.seq,
+                    row.expires,
+                    row.envelope,
+                    row.keep_until,
+                ),
             )
-        return newer
 
     def pin_record(self, owner: bytes, root: CID) -> PinRecordRow | None:
         """The newest record of (owner, root), perhaps a tombstone, or None."""
@@ -250,16 +280,17 @@ class HolderTables:
     def forget_pin_records(self, before: float) -> int:
         """Drop the tombstones that no older record can outlive: `keep_until` < `before` (now
         less the allowed clock skew).  Returns how many."""
-        doomed = [row for row in self.pin_records() if row.keep_until < before]
-        with self._db.transaction() as connection:
-            connection.executemany(
-                "DELETE FROM pin_records WHERE owner = ? AND root_key = ? AND keep_until < ?",
-                [(row.owner, root_key(row.root), before) for row in doomed],
-            )
-        if self._records is not None:
-            for row in doomed:
-                key = pin_record_key(row.owner, root_key(row.root))
-                self._records.delete(RecordKind.PIN_RECORD, key)
+        with self._promises:
+            doomed = [row for row in self.pin_records() if row.keep_until < before]
+            with self._db.transaction() as connection:
+                connection.executemany(
+                    "DELETE FROM pin_records WHERE owner = ? AND root_key = ?",
+                    [(row.owner, root_key(row.root)) for row in doomed],
+                )
+            if self._records is not None:
+                for row in doomed:
+                    key = pin_record_key(row.owner, root_key(row.root))
+                    self._records.delete(RecordKind.PIN_RECORD, key)
         return len(doomed)
 
     # --- Serials -----------------------------------------------------------------------

@@ -10,9 +10,9 @@ import sqlite3
 
 from dstore.core.cid import CID
 from dstore.core.peerid import PeerId
-from dstore.storage.catalog.rows import ManifestRow, PinRow, Placement
 from dstore.storage.database import Database
 from dstore.storage.records import RecordFiles, RecordKind, pack_pin
+from dstore.storage.rows import ManifestRow, PinRow, Placement
 
 
 def root_key(root: CID) -> bytes:
@@ -31,16 +31,23 @@ class OwnerTables:
     def put_pin(self, pin: PinRow) -> None:
         """Remember the pin, in place of an earlier one of the same root.  With record files,
         the file is durable first."""
-        key = root_key(pin.root)
         if self._records is not None:
-            self._records.put(RecordKind.PIN, key, pack_pin(pin))
+            self._records.put(RecordKind.PIN, root_key(pin.root), pack_pin(pin))
+        self._insert_pin(pin)
+
+    def _restore_pin(self, pin: PinRow) -> None:
+        """From its file, where the table has none."""
+        if self.get_pin(pin.root) is None:
+            self._insert_pin(pin)
+
+    def _insert_pin(self, pin: PinRow) -> None:
         with self._db.transaction() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO pins"
                 " (root_key, root, mode, name, created, expires, k, m, manifest)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    key,
+                    root_key(pin.root),
                     pin.root.binary,
                     pin.mode,
                     pin.name,

@@ -19,8 +19,8 @@ from dstore.limits import (
     PEER_TEXT_CHARS_MAX,
     PEERS_KNOWN_MAX,
 )
-from dstore.storage.catalog.rows import Fault, PeerRow
 from dstore.storage.database import Database
+from dstore.storage.rows import Fault, PeerRow
 
 _COLUMNS: Final = (
     "peer, addresses, role, free_bytes, domains, first_seen, last_seen, failures, last_failed,"
@@ -149,12 +149,16 @@ def _texts(texts: Sequence[str], count_max: int) -> list[str]:
 def _peer(
     row: tuple[bytes, str, str | None, int | None, str, float, float, int, float | None, int],
 ) -> PeerRow:
-    peer, addresses, role, free_bytes, domains, *history = row
+    peer, addresses, role, free, domains, first_seen, last_seen, failures, failed, faults = row
     return PeerRow(
-        PeerId(peer),
-        tuple(json.loads(addresses)),
-        role,
-        free_bytes,
-        tuple(json.loads(domains)),
-        *history,
+        peer=PeerId(peer),
+        addresses=tuple(json.loads(addresses)),
+        role=role,
+        free_bytes=free,
+        domains=tuple(json.loads(domains)),
+        first_seen=first_seen,
+        last_seen=last_seen,
+        failures=failures,
+        last_failed=failed,
+        faults=faults,
     )

@@ -7,14 +7,15 @@ running work: **reference first, then put**; `sweep` decides and deletes under t
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
 from dstore.core.cid import CID, RAW
 from dstore.storage.blockstore import BlockStore
-from dstore.storage.catalog.rows import Operation, ReferenceKind, operation_key
 from dstore.storage.database import Database
+from dstore.storage.rows import Operation, ReferenceKind, operation_key
 
 _ROWS_PER_TRANSACTION: Final = 10_000
 _SWEEP_BLOCKS: Final = 64  # deleted under the lock at a time: a few milliseconds
@@ -84,15 +85,12 @@ class ReferenceTables:
     def release(self, kind: ReferenceKind, key: bytes) -> None:
         """Keep nothing for (kind, key) any more; what nobody else keeps becomes an orphan."""
         with self._db.transaction() as connection:
-            connection.execute(
-                "UPDATE reference_sets SET released = 1"
-                " WHERE kind = ? AND key = ? AND released = 0",
-                (int(kind), key),
-            )
-        self._finish_releases()
+            mark_released(connection, kind, key)
+        self.finish_releases()
 
-    def _finish_releases(self) -> None:
-        """Delete the rows of released sets, in steps that let others in between."""
+    def finish_releases(self) -> None:
+        """Delete the rows of released sets, in steps that let others in between.  Also due
+        at start-up: a dead process may have left some."""
         while True:
             with self._db.transaction(durable=False) as connection:
                 row = connection.execute(
@@ -165,3 +163,11 @@ class ReferenceTables:
                 store.delete_many([CID.v1(RAW, multihash) for multihash in orphans])
             swept += len(orphans)
         return swept
+
+
+def mark_released(connection: sqlite3.Connection, kind: ReferenceKind, key: bytes) -> None:
+    """Within a transaction: (kind, key) keeps nothing from its commit on."""
+    connection.execute(
+        "UPDATE reference_sets SET released = 1 WHERE kind = ? AND key = ? AND released = 0",
+        (int(kind), key),
+    )

@@ -6,6 +6,7 @@ are dstore's own values; a `lease` or `envelope` is the signed envelope, verbati
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Literal
@@ -103,7 +104,7 @@ class HeldSlot:
     manifest: CID
     bytes: int
     state: SlotState
-    lease: bytes | None
+    lease: builtins.bytes | None
     expires: float
     updated: float
 

@@ -1,0 +1,183 @@
+"""Large blocks: one file each, named by multihash, sharded by the end of the digest.
+
+It keeps bytes under names and counts them; it neither verifies nor decides what fits.  There
+is no index: the file system is one.  Count and bytes are taken over from a clean shutdown,
+and counted anew (100,000 files in about a second) after any other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from dstore.errors import CorruptStore
+from dstore.limits import BLOCK_BYTES_MAX
+from dstore.storage.blockstore import Usage
+from dstore.storage.durable import DurableFiles, sync_directory
+
+# By the end of the text: every CIDv1 starts alike, and the end of a digest is even.
+_SHARD_HEX_DIGITS: Final = 2
+_USAGE_BYTES_MAX: Final = 256
+
+
+class FileBlocks:
+    """Blocks as files below one directory.  Safe to call from several threads."""
+
+    def __init__(self, directory: Path, durable: DurableFiles) -> None:
+        """Open or create `directory`.  `durable` writes on the same file system."""
+        self._directory = directory
+        self._prefix = str(directory)
+        self._durable = durable
+        self._lock = threading.Lock()
+        self._in_flight: dict[bytes, threading.Event] = {}
+        created = not directory.exists()
+        directory.mkdir(mode=0o700, exist_ok=True)
+        for shard in range(16**_SHARD_HEX_DIGITS):
+            (directory / f"{shard:0{_SHARD_HEX_DIGITS}x}").mkdir(mode=0o700, exist_ok=True)
+        if created:
+            sync_directory(directory)
+            sync_directory(directory.parent)
+        usage = self._take_usage()
+        self.was_clean = created or usage is not None
+        if usage is None:
+            usage = self._count()
+        self._blocks, self._bytes = usage.blocks, usage.bytes
+
+    def _path(self, multihash: bytes) -> str:
+        name = multihash.hex()
+        return f"{self._prefix}/{name[-_SHARD_HEX_DIGITS:]}/{name}"
+
+    @property
+    def _usage_file(self) -> Path:
+        return self._directory / "usage"
+
+    def _take_usage(self) -> Usage | None:
+        """The counts that a clean shutdown left; gone once read, so that a crash has none."""
+        try:
+            with self._usage_file.open("rb") as file:
+                counts = json.loads(file.read(_USAGE_BYTES_MAX))
+            self._usage_file.unlink()
+            sync_directory(self._directory)
+            return Usage(blocks=int(counts["blocks"]), bytes=int(counts["bytes"]))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError):  # damaged: count
+            self._usage_file.unlink()
+            return None
+
+    def _count(self) -> Usage:
+        blocks = total = 0
+        for shard in self._shards():
+            with os.scandir(shard) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        total += entry.stat(follow_symlinks=False).st_size
+                        blocks += 1
+        return Usage(blocks, total)
+
+    def _shards(self) -> Iterator[str]:
+        for shard in range(16**_SHARD_HEX_DIGITS):
+            yield f"{self._prefix}/{shard:0{_SHARD_HEX_DIGITS}x}"
+
+    def put(self, blocks: Sequence[tuple[bytes, bytes]]) -> None:
+        """Write the (multihash, bytes) blocks that are not here; durable on return.
+
+        Raises StorageFull or NodeError.
+        """
+        remaining = list(blocks)
+        while remaining:
+            mine: list[tuple[bytes, bytes]] = []
+            others: list[tuple[bytes, bytes]] = []
+            waits: list[threading.Event] = []
+            done = threading.Event()
+            with self._lock:
+                for block in remaining:
+                    event = self._in_flight.get(block[0])
+                    if event is not None and event is not done:
+                        others.append(block)
+                        waits.append(event)
+                    elif event is None and not os.path.exists(self._path(block[0])):  # noqa: PTH110
+                        self._in_flight[block[0]] = done
+                        mine.append(block)
+            try:
+                if mine:
+                    self._durable.write([(self._path(name), content) for name, content in mine])
+                    with self._lock:
+                        self._blocks += len(mine)
+                        self._bytes += sum(len(content) for _, content in mine)
+            finally:
+                self._settle(mine, done)
+            # Another thread is writing these: durable when it is done, ours to write if it failed.
+            for event in waits:
+                event.wait()
+            remaining = others
+
+    def _settle(self, blocks: Sequence[tuple[bytes, bytes]], done: threading.Event) -> None:
+        with self._lock:
+            for name, _ in blocks:
+                del self._in_flight[name]
+        done.set()
+
+    def get(self, multihash: bytes) -> bytes | None:
+        """The file's bytes (unverified, at most one more than a block may have), or None.
+        Raises CorruptStore where the disk cannot read it."""
+        path = self._path(multihash)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CorruptStore(f"cannot open {path}: {error.strerror}") from error
+        try:
+            size = min(os.fstat(descriptor).st_size, BLOCK_BYTES_MAX + 1)
+            content = os.read(descriptor, size)
+            while len(content) < size and (more := os.read(descriptor, size - len(content))):
+                content += more
+            return content
+        except OSError as error:
+            raise CorruptStore(f"cannot read {path}: {error.strerror}") from error
+        finally:
+            os.close(descriptor)
+
+    def size(self, multihash: bytes) -> int | None:
+        """The file's length, or None."""
+        try:
+            return os.stat(self._path(multihash)).st_size  # noqa: PTH116
+        except FileNotFoundError:
+            return None
+
+    def delete(self, multihash: bytes) -> bool:
+        """Remove the file; False where there is none."""
+        path = self._path(multihash)
+        with self._lock:
+            try:
+                size = os.stat(path).st_size  # noqa: PTH116
+                os.unlink(path)  # noqa: PTH108
+            except FileNotFoundError:
+                return False
+            self._blocks -= 1
+            self._bytes -= size
+        return True
+
+    def multihashes(self) -> Iterator[bytes]:
+        """The multihashes of all files, shard by shard."""
+        for shard in self._shards():
+            for name in os.listdir(shard):  # noqa: PTH208
+                with suppress(ValueError):  # not one of ours
+                    yield bytes.fromhex(name)
+
+    def usage(self) -> Usage:
+        """Count and bytes of the files."""
+        with self._lock:
+            return Usage(self._blocks, self._bytes)
+
+    def close(self) -> None:
+        """Leave the counts for the next start.  Raises StorageFull where even that has no
+        room; nothing is lost then but a second at the next start."""
+        counts = {"blocks": self._blocks, "bytes": self._bytes}
+        self._durable.write([(str(self._usage_file), json.dumps(counts).encode())])
