@@ -110,9 +110,9 @@ class DagWalk:
 
     def leaf(self, size: int) -> Visit:
         """The wanted block is raw, of `size` bytes.  Raises BudgetExceeded."""
+        if self._current is not None and self._current.codec != RAW:
+            raise ValueError(f"{self._current} may have links: its bytes are needed")
         cid = self._take()
-        if cid.codec != RAW:
-            raise ValueError(f"{cid} may have links: its bytes are needed")
         frame = self._frames[-1]
         self._budget.spend(size)
         self._visited.add(cid.multihash)

@@ -60,7 +60,7 @@ def test_is_a_value() -> None:
 
 
 @pytest.mark.parametrize(
-    "hash_code, digest",
+    ("hash_code", "digest"),
     [
         (0x12, hashlib.sha256(b"x").digest()),
         (0x13, hashlib.sha512(b"x").digest()),
@@ -88,7 +88,7 @@ def test_identity_cid_carries_its_content() -> None:
 
 
 @pytest.mark.parametrize(
-    "binary, why",
+    ("binary", "why"),
     [
         (b"", "cut off"),
         (b"\x01", "cut off"),

@@ -21,7 +21,7 @@ def field(tag: int, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "node, encoded",
+    ("node", "encoded"),
     [
         (PBNode(), b""),
         (PBNode(data=b""), b"\x0a\x00"),
@@ -46,7 +46,7 @@ def test_data_before_links_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "encoded, why",
+    ("encoded", "why"),
     [
         (field(0x12, HASH) + b"\x0a\x00" + field(0x12, HASH), "both sides"),
         (b"\x0a\x00\x0a\x00", "data twice"),
