@@ -57,15 +57,13 @@ class HostStream:
         return self._stream.close_write()
 
     async def close(self) -> None:
-        try:
-            await self._stream.close()
-        finally:
-            self._ended()
+        await self._stream.close()
+        self._ended()
 
     async def reset(self) -> None:
-        try:
+        # After a close it would take back what the peer has not read yet.
+        if self._open:
             await self._stream.reset()
-        finally:
             self._ended()
 
     def _ended(self) -> None:
