@@ -7,36 +7,110 @@ docs/reference/wire.md.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
+from typing import TypeVar
+
+import trio
 
 from dstore.core import wire
 from dstore.core.cid import CID
 from dstore.core.peerid import PeerId
+from dstore.core.wirecodec import decode_answer, digest_of, encode_request
+from dstore.errors import (
+    BudgetExceeded,
+    ConnectionLost,
+    DeadlineExceeded,
+    HashMismatch,
+    ProtocolViolation,
+    Refused,
+)
+from dstore.limits import (
+    CHALLENGES_MAX,
+    DIAL_SECONDS,
+    FRAGMENT_STREAMS_IDLE_MAX,
+    FRAGMENT_STREAMS_IDLE_PER_PEER_MAX,
+    FRAGMENT_STREAMS_PER_PEER_MAX,
+    GET_BLOCKS_MAX,
+    HANDSHAKE_SECONDS,
+    HAVE_BYTES_MAX,
+    IDLE_STREAM_SECONDS,
+    INLINE_HASH_BYTES,
+    MESSAGE_SECONDS,
+    NEGOTIATE_SECONDS,
+    PROGRESS_SECONDS,
+    REQUEST_SECONDS,
+)
+from dstore.network.fragment_stream import FragmentStream
+from dstore.network.slot_upload import LoadBlock, PutProgress, ReadFragment, SlotBlock, SlotUpload
 from dstore.network.streams import Network
-from dstore.runtime import Runtime
+from dstore.runtime import Runtime, Workers
+
+__all__ = ["Blocks", "FragmentsClient", "PutProgress", "SlotBlock"]
+
+A = TypeVar("A")
 
 Blocks = AsyncGenerator[tuple[CID, bytes | None], None]
 
 
-@dataclass(frozen=True, slots=True)
-class SlotBlock:
-    """One fragment of the slot to be put: its stripe index, CID and size in bytes."""
-
-    stripe: int
-    cid: CID
-    size: int
+_OPEN_SECONDS = DIAL_SECONDS + HANDSHAKE_SECONDS + NEGOTIATE_SECONDS
+_HAVE_SEGMENTS = 64  # in one exchange: an answer of the largest holdings stays within bounds
 
 
-@dataclass(frozen=True, slots=True)
-class PutProgress:
-    """How far a slot is, in bytes of its fragments: `stored` are durable at the holder
-    (those it had before included)."""
+class _Exchange:
+    """A request sent on a stream, and its answers."""
 
-    stored: int
-    total: int
+    def __init__(self, link: FragmentStream) -> None:
+        self.link = link
+        self.first: wire.Answer | None = None  # read while the stream was proved to be alive
+        self.finished = False  # and so the stream fit for the next one
+        self.answer_bytes = 0
+
+    async def begin(self, request: wire.Request) -> None:
+        """Send the request and wait for the first answer."""
+        await self.link.send(encode_request(request))
+        self.first = await self._read(REQUEST_SECONDS)
+
+    async def answer(self) -> wire.Answer:
+        """The next answer; a refusal is raised, and ends the exchange."""
+        answer, self.first = self.first, None
+        if answer is None:
+            answer = await self._read(PROGRESS_SECONDS)
+        if isinstance(answer, wire.Refusing):
+            self.finished = True
+            told = f": {answer.text}" if answer.text else ""
+            raise Refused(f"{self.link.peer} refuses ({answer.reason}){told}", answer.reason)
+        return answer
+
+    async def expect(self, kind: type[A]) -> A:
+        """The next answer, which must be of this kind."""
+        answer = await self.answer()
+        if not isinstance(answer, kind):
+            raise self.violation(f"answered {type(answer).__name__} for {kind.__name__}")
+        return answer
+
+    async def _read(self, patience_seconds: float) -> wire.Answer:
+        message = await self.link.read_message(patience_seconds)
+        self.answer_bytes += len(message)
+        try:
+            return decode_answer(message)
+        except ProtocolViolation as error:
+            raise self.violation(str(error)) from error
+
+    def violation(self, what: str) -> ProtocolViolation:
+        """The error for a rule that this peer broke."""
+        return ProtocolViolation(f"{self.link.peer}: {what}")
+
+
+class _Pool:
+    """The streams to one peer."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.turns = trio.Semaphore(FRAGMENT_STREAMS_PER_PEER_MAX)
+        self.idle: deque[tuple[float, FragmentStream]] = deque()  # last used last
 
 
 class FragmentsClient:
@@ -44,7 +118,11 @@ class FragmentsClient:
     ConnectionLost, DeadlineExceeded, ProtocolViolation and Refused (with a `wire.Refusal` as
     `reason`); all requests may be repeated."""
 
-    def __init__(self, network: Network, runtime: Runtime) -> None: ...
+    def __init__(self, network: Network, runtime: Runtime) -> None:
+        self._network = network
+        self._workers = runtime.workers
+        self._pools: dict[PeerId, _Pool] = {}
+        self._closed = False
 
     async def __aenter__(self) -> FragmentsClient:
         return self
@@ -59,16 +137,32 @@ class FragmentsClient:
 
     async def aclose(self) -> None:
         """Close the idle streams; exchanges under way are the callers' to end."""
-        raise NotImplementedError
+        self._closed = True
+        for pool in list(self._pools.values()):
+            while pool.idle:
+                await pool.idle.pop()[1].reset()
+
+    @property
+    def idle_streams(self) -> int:
+        """Streams kept for the next exchange."""
+        return sum(len(pool.idle) for pool in self._pools.values())
+
+    # --- Requests ----------------------------------------------------------------------
 
     async def hello(self, peer: PeerId) -> wire.Hello:
         """What the peer says of itself."""
-        raise NotImplementedError
+        async with self._exchange(peer, wire.HelloRequest()) as exchange:
+            hello = await exchange.expect(wire.Hello)
+            exchange.finished = True
+        return hello
 
     async def find_manifests(self, peer: PeerId, root: CID) -> wire.Manifests:
         """Manifests that the peer knows for the root, with the newest pin records
         (envelopes, not yet verified)."""
-        raise NotImplementedError
+        async with self._exchange(peer, wire.FindManifests(root)) as exchange:
+            manifests = await exchange.expect(wire.Manifests)
+            exchange.finished = True
+        return manifests
 
     async def have(
         self,
@@ -77,27 +171,64 @@ class FragmentsClient:
         known: Mapping[CID, wire.Holding] | None = None,
     ) -> wire.Haves:
         """One holding per segment, in that order.  Holdings in `known` are compared by digest
-        and not sent again.  Any number of segments, but an answer above HAVE_BYTES_MAX is
-        refused: ask for fewer."""
-        raise NotImplementedError
+        and not sent again.  Any number of segments; raises BudgetExceeded where the answers
+        exceed HAVE_BYTES_MAX together: ask for fewer then (64 are always fine)."""
+        kept = known or {}
+        queries = [
+            wire.HaveQuery(cid, digest_of(kept[cid]) if cid in kept else b"") for cid in segments
+        ]
+        holdings: list[wire.Holding] = []
+        answer_bytes = 0
+        while len(holdings) < len(queries):
+            part = tuple(queries[len(holdings) : len(holdings) + _HAVE_SEGMENTS])
+            async with self._exchange(peer, wire.Have(part)) as exchange:
+                answered = await _read_holdings(exchange, part, kept)
+                exchange.finished = True
+                answer_bytes += exchange.answer_bytes
+            holdings += answered
+            if answer_bytes > HAVE_BYTES_MAX and len(queries) > _HAVE_SEGMENTS:
+                raise BudgetExceeded(f"{peer} holds too much of {len(queries)} segments to tell")
+        return wire.Haves(tuple(holdings))
 
-    def get_blocks(self, peer: PeerId, cids: Sequence[CID]) -> AbstractAsyncContextManager[Blocks]:
+    @asynccontextmanager
+    async def get_blocks(self, peer: PeerId, cids: Sequence[CID]) -> AsyncIterator[Blocks]:
         """Blocks in the order asked, as they come, each verified; None for one the peer has
         not.  Any number of CIDs, split as the limits demand; leaving the context early is
-        fine.  While iterating: HashMismatch for bytes that are not what their CID names.
+        fine, pausing within it for PROGRESS_SECONDS may lose the stream.  While iterating:
+        HashMismatch for bytes that are not what their CID names.
 
             async with client.get_blocks(peer, cids) as blocks:
                 async for cid, data in blocks: ...
         """
-        raise NotImplementedError
+
+        def request(start: int) -> wire.Request:
+            return wire.GetBlocks(tuple(cids[start : start + GET_BLOCKS_MAX]))
+
+        async with aclosing(self._blocks(peer, cids, request, GET_BLOCKS_MAX)) as blocks:
+            yield blocks
+
+    @asynccontextmanager
+    async def challenge(
+        self, peer: PeerId, items: Sequence[tuple[wire.Challenged, CID]]
+    ) -> AsyncIterator[Blocks]:
+        """The fragments asked for, each with the CID that the segment gives it, as in
+        `get_blocks`."""
+
+        def request(start: int) -> wire.Request:
+            part = items[start : start + CHALLENGES_MAX]
+            return wire.Challenge(tuple(item for item, _ in part))
+
+        cids = [cid for _, cid in items]
+        async with aclosing(self._blocks(peer, cids, request, CHALLENGES_MAX)) as blocks:
+            yield blocks
 
     async def put_slot(
         self,
         peer: PeerId,
         offer: wire.PutSlot,
-        load_block: Callable[[CID], Awaitable[bytes]],
+        load_block: LoadBlock,
         slot_blocks: Sequence[SlotBlock],
-        read: Callable[[SlotBlock], Awaitable[bytes]],
+        read: ReadFragment,
         progress: Callable[[PutProgress], None] | None = None,
     ) -> bytes:
         """Bring a slot to a holder: the envelope of its lease, not yet verified.
@@ -106,19 +237,174 @@ class FragmentsClient:
         block is given away), `read` the bytes of a fragment; only what the holder still lacks
         is read and sent.  Errors of both end the exchange and are passed on.
         """
-        raise NotImplementedError
+        upload = SlotUpload(offer, load_block, slot_blocks, read, progress)
+        async with self._exchange(peer, upload.request) as exchange:
+            try:
+                lease = await upload.run(exchange.link, exchange.answer)
+            except Refused:
+                # Half-way through the fragments, the stream is in no state to go on.
+                exchange.finished = not upload.sending
+                raise
+            exchange.finished = True
+        return lease
 
     async def renew(self, peer: PeerId, request: wire.Renew) -> tuple[wire.SlotAnswer, ...]:
         """One answer per slot, in the order asked: a lease envelope or a refusal."""
-        raise NotImplementedError
+        return await self._ask_slots(peer, request)
 
     async def release(self, peer: PeerId, request: wire.Release) -> tuple[wire.SlotAnswer, ...]:
         """One answer per slot, in the order asked: gone (neither set) or a refusal."""
-        raise NotImplementedError
+        return await self._ask_slots(peer, request)
 
-    def challenge(
-        self, peer: PeerId, items: Sequence[tuple[wire.Challenged, CID]]
-    ) -> AbstractAsyncContextManager[Blocks]:
-        """The fragments asked for, each with the CID that the segment gives it, as in
-        `get_blocks`."""
-        raise NotImplementedError
+    async def _ask_slots(
+        self, peer: PeerId, request: wire.Renew | wire.Release
+    ) -> tuple[wire.SlotAnswer, ...]:
+        answers: list[wire.SlotAnswer] = []
+        if request.slots:
+            async with self._exchange(peer, request) as exchange:
+                for ref in request.slots:
+                    answer = await exchange.expect(wire.SlotAnswer)
+                    if (answer.segment, answer.slot) != (ref.segment, ref.slot):
+                        raise exchange.violation("answered for another slot than asked")
+                    answers.append(answer)
+                exchange.finished = True
+        return tuple(answers)
+
+    async def _blocks(
+        self,
+        peer: PeerId,
+        cids: Sequence[CID],
+        request: Callable[[int], wire.Request],
+        per_request: int,
+    ) -> Blocks:
+        """All of `cids`, by as many exchanges as it takes; `request(i)` asks for those from
+        the i-th on, `per_request` at most."""
+        done = 0
+        while done < len(cids):
+            part = cids[done : done + per_request]
+            begun = done
+            async with self._exchange(peer, request(done)) as exchange:
+                for cid in part:
+                    answer = await exchange.answer()
+                    if isinstance(answer, wire.Stopped) and done > begun:
+                        break
+                    data = await _read_block(exchange, answer, cid, self._workers)
+                    done += 1
+                    # Before the yield: who asks for no more has all that was sent.
+                    exchange.finished = done == begun + len(part)
+                    yield cid, data
+                exchange.finished = True
+
+    # --- Streams -----------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _exchange(self, peer: PeerId, request: wire.Request) -> AsyncIterator[_Exchange]:
+        """An exchange begun, on a stream that is kept where it came to its end in order and
+        reset where it did not."""
+        pool = self._pools.setdefault(peer, _Pool())
+        pool.users += 1
+        try:
+            with trio.move_on_after(MESSAGE_SECONDS) as scope:
+                await pool.turns.acquire()
+            if scope.cancelled_caught:
+                raise DeadlineExceeded(f"too many exchanges with {peer} at once")
+            try:
+                exchange = await self._begin(peer, pool, request)
+                try:
+                    yield exchange
+                finally:
+                    await self._end(pool, exchange)
+            finally:
+                pool.turns.release()
+        finally:
+            pool.users -= 1
+            if not pool.users and not pool.idle and self._pools.get(peer) is pool:
+                del self._pools[peer]
+
+    async def _begin(self, peer: PeerId, pool: _Pool, request: wire.Request) -> _Exchange:
+        """Send the request: on an idle stream, and where the peer has meanwhile ended that,
+        on a new one."""
+        while True:
+            link = await _take_idle(pool)
+            fresh = link is None
+            if link is None:
+                with trio.move_on_after(_OPEN_SECONDS) as scope:
+                    link = FragmentStream(await self._network.open_stream(peer, [wire.PROTOCOL]))
+                if link is None or scope.cancelled_caught:
+                    raise DeadlineExceeded(f"no stream to {peer} within {_OPEN_SECONDS} s")
+            exchange = _Exchange(link)
+            begun = False
+            try:
+                await exchange.begin(request)
+                begun = True
+                return exchange
+            except ConnectionLost:
+                if fresh:
+                    raise
+            finally:
+                if not begun:
+                    await link.reset()
+
+    async def _end(self, pool: _Pool, exchange: _Exchange) -> None:
+        if not exchange.finished or self._closed:
+            await exchange.link.reset()
+            return
+        pool.idle.append((trio.current_time(), exchange.link))
+        if len(pool.idle) > FRAGMENT_STREAMS_IDLE_PER_PEER_MAX:
+            await pool.idle.popleft()[1].reset()
+        elif self.idle_streams > FRAGMENT_STREAMS_IDLE_MAX:
+            oldest = min(
+                (peer for peer, pool in self._pools.items() if pool.idle),
+                key=lambda peer: self._pools[peer].idle[0][0],
+            )
+            link = self._pools[oldest].idle.popleft()[1]
+            if not self._pools[oldest].users and not self._pools[oldest].idle:
+                del self._pools[oldest]
+            await link.reset()
+
+
+async def _take_idle(pool: _Pool) -> FragmentStream | None:
+    """The stream used last, unless it is as old as one that the peer gives up."""
+    while pool.idle:
+        used_at, link = pool.idle.pop()
+        if trio.current_time() < used_at + IDLE_STREAM_SECONDS / 2:
+            return link
+        await link.reset()
+    return None
+
+
+async def _read_holdings(
+    exchange: _Exchange, asked: Sequence[wire.HaveQuery], known: Mapping[CID, wire.Holding]
+) -> list[wire.Holding]:
+    """The answers to one Have, at least one of them."""
+    holdings: list[wire.Holding] = []
+    for query in asked:
+        answer = await exchange.answer()
+        if isinstance(answer, wire.Stopped) and holdings:
+            break
+        if isinstance(answer, wire.Unchanged) and query.known:
+            answer = known[answer.segment] if answer.segment == query.segment else answer
+        if not isinstance(answer, wire.Holding) or answer.segment != query.segment:
+            raise exchange.violation(f"did not tell what it holds of {query.segment}")
+        holdings.append(answer)
+    return holdings
+
+
+async def _read_block(
+    exchange: _Exchange, header: wire.Answer, cid: CID, workers: Workers
+) -> bytes | None:
+    """The block behind its header, verified; None where the peer has it not."""
+    if not isinstance(header, wire.BlockHeader):
+        raise exchange.violation(f"answered {type(header).__name__} for a block")
+    if header.size is None:
+        return None
+    if header.cid != cid:
+        raise exchange.violation(f"sent {header.cid}, which was not asked for, in place of {cid}")
+    data = await exchange.link.read_bytes(header.size)
+    if len(data) <= INLINE_HASH_BYTES:
+        right = cid.verify(data)
+    else:
+        right = await workers.run(cid.verify, data)
+    if not right:
+        raise HashMismatch(f"{exchange.link.peer} sent other bytes than {cid}")
+    return data

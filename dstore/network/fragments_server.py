@@ -7,51 +7,61 @@ the stream it came on and is reported; other streams go on.  docs/reference/wire
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Literal, Protocol
+
+import trio
 
 from dstore.core import wire
 from dstore.core.cid import CID
 from dstore.core.peerid import PeerId
-from dstore.network.streams import Network
+from dstore.core.wire import Refusal
+from dstore.core.wirecodec import decode_request, digest_of, encode_answer, fitted
+from dstore.errors import (
+    DataError,
+    DeadlineExceeded,
+    HashMismatch,
+    NetworkError,
+    NodeError,
+    NotFoundError,
+    PeerError,
+    Refused,
+)
+from dstore.limits import (
+    BLOCK_BYTES_MAX,
+    CLOSE_SECONDS,
+    GET_BYTES_MAX,
+    HAVE_BATCH_SEGMENTS,
+    HAVE_BYTES_MAX,
+    IDLE_STREAM_SECONDS,
+    LARGE_MESSAGE_BYTES,
+    PEER_BUDGET_BYTES,
+    PEER_LARGE_MESSAGES_MAX,
+    PEER_SLOTS_RECEIVED_MAX,
+    PEER_STREAMS_SERVED_MAX,
+    REQUEST_SECONDS,
+    SERVED_MEMORY_BYTES_MAX,
+    SERVED_STREAMS_MAX,
+)
+from dstore.network.byte_budget import ByteBudget
+from dstore.network.fragment_stream import FragmentStream
+from dstore.network.refusals import refusing
+from dstore.network.slot_reception import FetchBlock, SlotExchange, SlotReception
+from dstore.network.streams import Network, Stream
 from dstore.runtime import Runtime
 
-FetchBlock = Callable[[CID], Awaitable[bytes]]
+__all__ = ["FetchBlock", "FragmentsServer", "Holder", "SlotReception", "serve_fragments"]
+
 FaultKind = Literal["protocol", "hash", "stalled", "flood"]
 OnFault = Callable[[PeerId, FaultKind, str], None]
-
-
-class SlotReception(Protocol):
-    """A slot being received, after it was accepted.  Used by one stream at a time."""
-
-    @property
-    def wanted(self) -> Sequence[int]:
-        """Stripe indices whose fragments are not yet durable here, ascending."""
-        ...
-
-    def expected(self, stripe: int) -> tuple[CID, int]:
-        """CID and size in bytes of this slot's fragment of the stripe."""
-        ...
-
-    async def store(self, blocks: Sequence[tuple[int, bytes]]) -> None:
-        """Make the fragments (stripe index, bytes) durable; on return they survive a power
-        cut.  The caller has checked bytes against `expected`.  Raises StorageFull."""
-        ...
-
-    async def finish(self) -> bytes:
-        """All wanted fragments were stored: the signed lease envelope.
-        Raises Refused where the promise can no longer be given."""
-        ...
-
-    async def abandon(self) -> None:
-        """The exchange ended early; what is stored stays reserved for a resume."""
-        ...
 
 
 class Holder(Protocol):
     """What a node serves.  Any method may raise Refused with a `wire.Refusal` as reason;
     NotFoundError, StorageFull and DataError become the refusals `not found`, `full` and
-    `malformed`, any other NodeError `internal`."""
+    `malformed`, any other NodeError `internal`.  Errors of other peers and networks must not
+    leave it: they would be taken for faults of the peer that asked."""
 
     async def hello(self, peer: PeerId) -> wire.Hello:
         """What this node says of itself."""
@@ -64,8 +74,9 @@ class Holder(Protocol):
     def blocks(
         self, peer: PeerId, cids: Sequence[CID]
     ) -> AsyncGenerator[tuple[CID, bytes | None], None]:
-        """Exactly the blocks asked for, in that order; None for one that is not here.  Reads
-        ahead a few at most: it is advanced as fast as the peer reads, and may be closed early."""
+        """Exactly the blocks asked for, in that order; None for one that is not here or no
+        longer sound.  Reads ahead a few at most: it is advanced as fast as the peer reads, and
+        may be closed early."""
         ...
 
     async def have(self, peer: PeerId, segments: Sequence[CID]) -> wire.Haves:
@@ -99,6 +110,208 @@ class Holder(Protocol):
 
 def serve_fragments(
     network: Network, holder: Holder, runtime: Runtime, on_fault: OnFault | None = None
+) -> FragmentsServer:
+    """Serve the protocol on the network from now on; streams end with the network.
+    `on_fault` hears of every rule that a peer breaks."""
+    server = FragmentsServer(holder, runtime, on_fault or (lambda peer, kind, detail: None))
+    network.set_handler(wire.PROTOCOL, server.serve_stream)
+    return server
+
+
+class _Served:
+    """What one peer occupies here."""
+
+    def __init__(self, total: ByteBudget) -> None:
+        self.streams = 0
+        self.budget = ByteBudget(PEER_BUDGET_BYTES, total)
+        self.slots = trio.Semaphore(PEER_SLOTS_RECEIVED_MAX)
+        self.large_messages = trio.Semaphore(PEER_LARGE_MESSAGES_MAX)
+
+
+class FragmentsServer:
+    """Counts streams and bytes per peer and in total, and answers one request after another
+    on each stream."""
+
+    def __init__(self, holder: Holder, runtime: Runtime, on_fault: OnFault) -> None:
+        self._holder = holder
+        self._runtime = runtime
+        self._on_fault = on_fault
+        self._peers: dict[PeerId, _Served] = {}
+        self._streams = 0
+        self._total = ByteBudget(SERVED_MEMORY_BYTES_MAX)
+
+    @property
+    def peers_served(self) -> int:
+        """Peers with a stream open at present: nothing is remembered of others."""
+        return len(self._peers)
+
+    @property
+    def bytes_held(self) -> int:
+        """Block bytes under way at present, of all peers."""
+        return self._total.taken_bytes
+
+    async def serve_stream(self, stream: Stream) -> None:
+        """Answer all exchanges of one stream."""
+        peer = stream.peer
+        served = self._peers.setdefault(peer, _Served(self._total))
+        served.streams += 1
+        self._streams += 1
+        link = FragmentStream(stream)
+        try:
+            if served.streams > 2 * PEER_STREAMS_SERVED_MAX:
+                await link.reset()
+            elif served.streams > PEER_STREAMS_SERVED_MAX or self._streams > SERVED_STREAMS_MAX:
+                if served.streams > PEER_STREAMS_SERVED_MAX:
+                    self._on_fault(peer, "flood", f"over {PEER_STREAMS_SERVED_MAX} streams")
+                await _turn_away(link)
+            else:
+                await self._serve(link, served)
+        except HashMismatch as error:
+            await self._fault(link, "hash", error)
+        except PeerError as error:
+            await self._fault(link, "protocol", error)
+        except DeadlineExceeded as error:
+            await self._fault(link, "stalled", error)
+        except NetworkError:
+            await link.reset()
+        finally:
+            self._streams -= 1
+            served.streams -= 1
+            if not served.streams:
+                del self._peers[peer]
+
+    async def _fault(self, link: FragmentStream, kind: FaultKind, error: Exception) -> None:
+        self._on_fault(link.peer, kind, str(error))
+        await link.reset()
+
+    async def _serve(self, link: FragmentStream, served: _Served) -> None:
+        patience_seconds = REQUEST_SECONDS
+        while True:
+            try:
+                size = await link.read_length(patience_seconds)
+            except DeadlineExceeded:
+                # Idle between exchanges is no fault; a stream without any request is none
+                # worth a name either.
+                size = None
+            if size is None:
+                await link.close()
+                return
+            if size <= LARGE_MESSAGE_BYTES:
+                await self._answer(link, served, await link.read_bytes(size))
+            else:
+                with trio.move_on_after(REQUEST_SECONDS) as scope:
+                    await served.large_messages.acquire()
+                if scope.cancelled_caught:
+                    await _turn_away(link)
+                    return
+                try:
+                    await self._answer(link, served, await link.read_bytes(size))
+                finally:
+                    served.large_messages.release()
+            patience_seconds = IDLE_STREAM_SECONDS
+
+    async def _answer(self, link: FragmentStream, served: _Served, data: bytes) -> None:
+        """One exchange.  A refusal ends it; anything worse ends the stream."""
+        request = decode_request(data)
+        peer = link.peer
+        try:
+            match request:
+                case None:
+                    raise Refused("unknown request", Refusal.UNSUPPORTED)
+                case wire.HelloRequest():
+                    with _answering_in_time():
+                        hello = await self._holder.hello(peer)
+                    await link.queue(encode_answer(hello))
+                case wire.FindManifests(root):
+                    with _answering_in_time():
+                        found = await self._holder.find_manifests(peer, root)
+                    await link.queue(encode_answer(found))
+                case wire.GetBlocks(cids):
+                    await _send_blocks(link, served.budget, self._holder.blocks(peer, cids))
+                case wire.Challenge(items):
+                    await _send_blocks(link, served.budget, self._holder.challenge(peer, items))
+                case wire.Have(queries):
+                    await self._have(link, queries)
+                case wire.Renew():
+                    with _answering_in_time():
+                        answers = await self._holder.renew(peer, request)
+                    await _send_slots(link, request.slots, answers)
+                case wire.Release():
+                    with _answering_in_time():
+                        answers = await self._holder.release(peer, request)
+                    await _send_slots(link, request.slots, answers)
+                case wire.PutSlot():
+                    reception = SlotExchange(link, served.budget, self._runtime.workers)
+                    await reception.run(self._holder, request, served.slots)
+        except (Refused, NotFoundError, NodeError, DataError) as error:
+            await link.queue(encode_answer(refusing(error)))
+        await link.flush()
+
+    async def _have(self, link: FragmentStream, queries: Sequence[wire.HaveQuery]) -> None:
+        sent_bytes = 0
+        for start in range(0, len(queries), HAVE_BATCH_SEGMENTS):
+            batch = queries[start : start + HAVE_BATCH_SEGMENTS]
+            with _answering_in_time():
+                haves = await self._holder.have(link.peer, [query.segment for query in batch])
+            for query, holding in zip(batch, haves.holdings, strict=True):
+                assert holding.segment == query.segment, "holder answers out of order"
+                if sent_bytes > HAVE_BYTES_MAX:
+                    await link.queue(encode_answer(wire.Stopped()))
+                    return
+                whole = fitted(holding)
+                known = bool(query.known) and query.known == digest_of(whole)
+                message = encode_answer(wire.Unchanged(query.segment) if known else whole)
+                sent_bytes += len(message)
+                await link.queue(message)
+
+
+@contextmanager
+def _answering_in_time() -> Iterator[None]:
+    """What takes this node longer than the peer's patience is refused, not left hanging."""
+    with trio.move_on_after(REQUEST_SECONDS * 0.8) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise Refused("this node is too busy to answer in time", Refusal.BUSY)
+
+
+async def _turn_away(link: FragmentStream) -> None:
+    """Say that this peer has enough streams here, without reading what it wants."""
+    with trio.move_on_after(CLOSE_SECONDS):
+        too_many = wire.Refusing(Refusal.BUSY, "too many streams")
+        await link.send(encode_answer(too_many))
+    await link.close()
+
+
+async def _send_blocks(
+    link: FragmentStream,
+    budget: ByteBudget,
+    blocks: AsyncGenerator[tuple[CID, bytes | None], None],
 ) -> None:
-    """Serve the protocol on the network from now on; streams end with the network."""
-    raise NotImplementedError
+    """Blocks as the holder reads them, until all are sent or the answer is full."""
+    sent_bytes = 0
+    async with aclosing(blocks):
+        while True:
+            # Before the block is read: the memory it will need is granted first.
+            await budget.take(BLOCK_BYTES_MAX)
+            try:
+                try:
+                    cid, data = await anext(blocks)
+                except StopAsyncIteration:
+                    return
+                size = None if data is None else len(data)
+                if sent_bytes + (size or 0) > GET_BYTES_MAX:
+                    await link.queue(encode_answer(wire.Stopped()))
+                    return
+                header = encode_answer(wire.BlockHeader(cid, size))
+                await link.queue(header, data or b"")
+                sent_bytes += size or 0
+            finally:
+                budget.give_back(BLOCK_BYTES_MAX)
+
+
+async def _send_slots(
+    link: FragmentStream, asked: Sequence[wire.SlotRef], answers: Sequence[wire.SlotAnswer]
+) -> None:
+    for ref, answer in zip(asked, answers, strict=True):
+        assert (ref.segment, ref.slot) == (answer.segment, answer.slot), "holder out of order"
+        await link.queue(encode_answer(answer))

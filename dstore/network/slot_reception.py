@@ -1,0 +1,231 @@
+"""How a holder receives one slot: the PutSlot exchange, seen from the serving side.
+
+Fragments are read as fast as they are stored, verified in the workers before they count, and
+made durable in batches of what has arrived.  It decides nothing: whether a slot is taken and
+what its fragments are, the `SlotReception` says, which the service implements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import NoReturn, Protocol
+
+import trio
+
+from dstore.core import wire
+from dstore.core.cid import CID
+from dstore.core.peerid import PeerId
+from dstore.core.wire import Refusal
+from dstore.core.wirecodec import decode_upload, encode_answer
+from dstore.errors import (
+    ConnectionLost,
+    DataError,
+    HashMismatch,
+    NodeError,
+    ProtocolViolation,
+    Refused,
+)
+from dstore.limits import (
+    BLOCK_OVERHEAD_BYTES,
+    CLOSE_SECONDS,
+    INLINE_HASH_BYTES,
+    PROGRESS_SECONDS,
+    SLOT_BATCH_BYTES_MAX,
+    SLOT_DOCUMENTS_MAX,
+    WORKING_SECONDS,
+)
+from dstore.network.byte_budget import ByteBudget
+from dstore.network.fragment_stream import FragmentStream, alongside
+from dstore.network.refusals import refusing
+from dstore.runtime import Workers
+
+FetchBlock = Callable[[CID], Awaitable[bytes]]
+
+
+class SlotReception(Protocol):
+    """A slot being received, after it was accepted.  Used by one stream at a time."""
+
+    @property
+    def wanted(self) -> Sequence[int]:
+        """Stripe indices whose fragments are not yet durable here, ascending."""
+        ...
+
+    def expected(self, stripe: int) -> tuple[CID, int]:
+        """CID and size in bytes of this slot's fragment of the stripe."""
+        ...
+
+    async def store(self, blocks: Sequence[tuple[int, bytes]]) -> None:
+        """Make the fragments (stripe index, bytes) durable; on return they survive a power
+        cut.  The caller has checked bytes against `expected`.  Raises StorageFull."""
+        ...
+
+    async def finish(self) -> bytes:
+        """All wanted fragments were stored: the signed lease envelope.
+        Raises Refused where the promise can no longer be given."""
+        ...
+
+    async def abandon(self) -> None:
+        """The exchange ended early; what is stored stays reserved for a resume."""
+        ...
+
+
+class Offered(Protocol):
+    """The one question that a PutSlot exchange asks of the holder."""
+
+    async def offer_slot(
+        self, peer: PeerId, offer: wire.PutSlot, fetch_block: FetchBlock
+    ) -> SlotReception: ...
+
+
+Arrived = tuple[int, CID, bytes]  # stripe index, what it must be, what came
+
+_QUEUE_BLOCKS = 1024  # arrived and not yet stored; the byte budget binds earlier for large ones
+
+
+class SlotExchange:
+    """One PutSlot exchange."""
+
+    def __init__(self, link: FragmentStream, budget: ByteBudget, workers: Workers) -> None:
+        self._link = link
+        self._budget = budget
+        self._workers = workers
+        self._documents = 0
+        self._unstored_bytes = 0  # taken from the budget by blocks not yet stored
+
+    async def run(self, holder: Offered, offer: wire.PutSlot, turns: trio.Semaphore) -> None:
+        """From the offer to the lease.  Raises what refuses the slot before it is accepted,
+        and what ends the stream."""
+
+        async def waiting_turn() -> None:
+            async with turns:
+                await self._exchange(holder, offer)
+
+        # The client hears something even while a disk or a check takes its time.
+        await alongside(self._signs_of_life, waiting_turn)
+
+    async def _signs_of_life(self) -> None:
+        while True:
+            await trio.sleep(WORKING_SECONDS)
+            await self._link.send(encode_answer(wire.Working()))
+
+    async def _exchange(self, holder: Offered, offer: wire.PutSlot) -> None:
+        reception = await holder.offer_slot(self._link.peer, offer, self._fetch_block)
+        finished = False
+        try:
+            wanted = tuple(reception.wanted)
+            await self._link.send(encode_answer(wire.Accepted(wanted)))
+            if wanted:
+                await self._receive_all(reception, wanted)
+            lease = await reception.finish()
+            finished = True
+            answer = wire.SlotAnswer(offer.segment, offer.slot, lease=lease)
+            await self._link.send(encode_answer(answer))
+        finally:
+            self._budget.give_back(self._unstored_bytes)
+            self._unstored_bytes = 0
+            if not finished:
+                deadline = trio.current_time() + CLOSE_SECONDS
+                with trio.CancelScope(deadline=deadline, shield=True):
+                    await reception.abandon()
+
+    async def _fetch_block(self, cid: CID) -> bytes:
+        """Ask the client for the manifest or segment of its offer."""
+        self._documents += 1
+        if self._documents > SLOT_DOCUMENTS_MAX:
+            raise Refused(f"over {SLOT_DOCUMENTS_MAX} blocks needed to check", Refusal.OTHER)
+        await self._link.send(encode_answer(wire.Wanted(cid)))
+        upload = decode_upload(await self._link.read_message(PROGRESS_SECONDS))
+        if not isinstance(upload, wire.Document) or upload.cid != cid:
+            raise ProtocolViolation(f"{self._link.peer} sent something else than {cid}")
+        if upload.size is None:
+            raise Refused(f"you offer a slot without having {cid}", Refusal.NOT_FOUND)
+        await self._budget.take(upload.size)
+        try:
+            data = await self._link.read_bytes(upload.size)
+        finally:
+            self._budget.give_back(upload.size)
+        await self._verify([(0, cid, data)])
+        return data
+
+    async def _receive_all(self, reception: SlotReception, wanted: Sequence[int]) -> None:
+        to_store: trio.MemorySendChannel[Arrived]
+        to_store, arrived = trio.open_memory_channel[Arrived](_QUEUE_BLOCKS)
+        await alongside(
+            partial(self._receive, reception, wanted, to_store),
+            partial(self._store, reception, len(wanted), arrived),
+        )
+
+    async def _receive(
+        self,
+        reception: SlotReception,
+        wanted: Sequence[int],
+        to_store: trio.MemorySendChannel[Arrived],
+    ) -> None:
+        """Read the fragments in the order wanted; each needs its memory granted first."""
+        peer = self._link.peer
+        for stripe in wanted:
+            upload = decode_upload(await self._link.read_message(PROGRESS_SECONDS))
+            if not isinstance(upload, wire.Fragment) or upload.stripe != stripe:
+                raise ProtocolViolation(f"{peer} did not send the fragment of stripe {stripe}")
+            cid, size = reception.expected(stripe)
+            if upload.size != size:
+                raise ProtocolViolation(f"{peer} sent {upload.size} bytes for {cid} of {size}")
+            await self._budget.take(size + BLOCK_OVERHEAD_BYTES)
+            self._unstored_bytes += size + BLOCK_OVERHEAD_BYTES
+            await to_store.send((stripe, cid, await self._link.read_bytes(size)))
+
+    async def _store(
+        self,
+        reception: SlotReception,
+        count: int,
+        arrived: trio.MemoryReceiveChannel[Arrived],
+    ) -> None:
+        """Verify and store whatever has arrived, and say so, until all is stored."""
+        stored = 0
+        while stored < count:
+            batch = [await arrived.receive()]
+            batch_bytes = len(batch[0][2])
+            while batch_bytes < SLOT_BATCH_BYTES_MAX:
+                try:
+                    batch.append(arrived.receive_nowait())
+                except trio.WouldBlock:
+                    break
+                batch_bytes += len(batch[-1][2])
+            await self._verify(batch)
+            try:
+                await reception.store([(stripe, data) for stripe, _, data in batch])
+            except (Refused, NodeError, DataError) as error:
+                await self._refuse_halfway(refusing(error), arrived)
+            stored += len(batch)
+            batch_bytes += len(batch) * BLOCK_OVERHEAD_BYTES
+            batch.clear()
+            self._unstored_bytes -= batch_bytes
+            self._budget.give_back(batch_bytes)
+            await self._link.send(encode_answer(wire.Stored(stored)))
+
+    async def _refuse_halfway(
+        self, refusal: wire.Refusing, arrived: trio.MemoryReceiveChannel[Arrived]
+    ) -> NoReturn:
+        """Say no while the client sends: it hears that and resets the stream, until when
+        what comes is dropped; a reset from here could overtake the answer."""
+        await self._link.send(encode_answer(refusal))
+        with trio.move_on_after(CLOSE_SECONDS):
+            while True:
+                await arrived.receive()
+                self._budget.give_back(self._unstored_bytes)
+                self._unstored_bytes = 0
+        raise ConnectionLost(f"slot refused half-way: {refusal.reason}")
+
+    async def _verify(self, batch: Sequence[Arrived]) -> None:
+        """Raises HashMismatch where a block is not what it must be."""
+        if sum(len(data) for _, _, data in batch) <= INLINE_HASH_BYTES:
+            wrong = _first_wrong(batch)
+        else:
+            wrong = await self._workers.run(_first_wrong, batch)
+        if wrong is not None:
+            raise HashMismatch(f"{self._link.peer} sent other bytes than {wrong}")
+
+
+def _first_wrong(batch: Sequence[Arrived]) -> CID | None:
+    return next((cid for _, cid, data in batch if not cid.verify(data)), None)
