@@ -1,0 +1,234 @@
+"""Reading by hash: paths resolved, files streamed, directories listed, every byte verified.
+
+Works on UnixFS nodes that a `RootSession` fetches; it knows neither peers nor stripes.  A
+file is read with a bounded number of bytes ahead, whatever its size and shape.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from dstore.core.cid import CID, DAG_CBOR, DAG_PB, RAW
+from dstore.core.unixfs import (
+    Directory,
+    Extent,
+    File,
+    FileChild,
+    Found,
+    HamtShard,
+    Node,
+    Symlink,
+    children_in_range,
+    listing,
+    lookup,
+    parse,
+    parse_child,
+)
+from dstore.core.unixfs import Descend as DescendInto
+from dstore.errors import BudgetExceeded, InvalidPath, NotFoundError
+from dstore.limits import (
+    DAG_BLOCKS_MAX,
+    DAG_DEPTH_MAX,
+    PREFETCH_NODES,
+    READ_AHEAD_BYTES,
+    SESSION_SECONDS,
+    SESSIONS_MAX,
+)
+from dstore.service.pipeline import in_order
+from dstore.service.progress import DirectoryEntry, Entry
+from dstore.service.session import RootSession
+
+NewSession = Callable[[CID], RootSession]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Bytes of a file in order: `data`, or the part of a raw leaf to be fetched."""
+
+    size: int
+    data: bytes | None = None
+    leaf: CID | None = None
+    leaf_size: int = 0
+    skip: int = 0
+    position: float = 0.0
+
+
+class Retriever:
+    """Reads files, directories and blocks of any root."""
+
+    def __init__(self, new_session: NewSession) -> None:
+        self._new_session = new_session
+        self._sessions: OrderedDict[CID, tuple[float, RootSession]] = OrderedDict()
+
+    def session(self, root: CID) -> RootSession:
+        """The session of the root: what was found out about it stays for a while."""
+        now = trio.current_time()
+        made, session = self._sessions.get(root, (0.0, None))
+        if session is None or now > made + SESSION_SECONDS:
+            session = self._new_session(root)
+            self._sessions[root] = (now, session)
+        self._sessions.move_to_end(root)
+        while len(self._sessions) > SESSIONS_MAX:
+            self._sessions.popitem(last=False)
+        return session
+
+    def forget(self, root: CID) -> None:
+        """Find out anew next time."""
+        self._sessions.pop(root, None)
+
+    async def resolve(self, root: CID, names: Sequence[str] = ()) -> Entry:
+        """What /ipfs/ROOT/NAME/NAME… is.
+
+        Raises NotFoundError where a name does not exist or nobody has the root, InvalidPath
+        where a name goes below something that is no directory, MalformedBlock,
+        DeadlineExceeded, Unrecoverable.
+        """
+        session = self.session(root)
+        cid = root
+        for at, name in enumerate(names):
+            node = await self._node(session, cid)
+            below = await self._lookup(session, node, name)
+            if below is None:
+                path = "/".join((str(root), *names[: at + 1]))
+                if not isinstance(node, Directory | HamtShard):
+                    raise InvalidPath(f"/ipfs/{path}: what comes before {name!r} is no directory")
+                raise NotFoundError(f"/ipfs/{path} does not exist")
+            cid = below
+        if cid.codec == DAG_CBOR:
+            return Entry(cid, "file", len(await session.block(cid)))
+        return _entry(cid, await self._node(session, cid))
+
+    async def _lookup(self, session: RootSession, node: Node, name: str) -> CID | None:
+        depth = 0
+        while isinstance(node, Directory | HamtShard):
+            step = lookup(node, name, depth)
+            if isinstance(step, Found):
+                return step.cid
+            if not isinstance(step, DescendInto):
+                return None
+            node, depth = await self._node(session, step.cid), step.depth
+        return None
+
+    async def _node(self, session: RootSession, cid: CID) -> Node:
+        return parse(cid, await session.block(cid))
+
+    async def block(self, root: CID, cid: CID) -> bytes:
+        """One block of the root's DAG, verified."""
+        return await self.session(root).block(cid)
+
+    async def entries(self, root: CID, directory: CID) -> AsyncIterator[DirectoryEntry]:
+        """The entries of a directory of the root's DAG, in encoded order."""
+        session = self.session(root)
+        pending = [(directory, 0)]
+        seen = 0
+        while pending:
+            cid, depth = pending.pop()
+            seen += 1
+            if depth > DAG_DEPTH_MAX or seen > DAG_BLOCKS_MAX:
+                raise BudgetExceeded(f"directory {directory} is deeper or larger than allowed")
+            node = await self._node(session, cid)
+            if not isinstance(node, Directory | HamtShard):
+                raise InvalidPath(f"{cid} is no directory")
+            found = listing(node)
+            for entry in found.entries:
+                yield DirectoryEntry(entry.name, entry.cid, entry.dag_bytes or 0)
+            for shard in found.shards[:PREFETCH_NODES]:
+                session.prefetch(shard)
+            pending += [(shard, depth + 1) for shard in reversed(found.shards)]
+
+    @asynccontextmanager
+    async def read(
+        self, root: CID, cid: CID, offset: int = 0, length: int | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The bytes [offset, offset + length) of the file `cid` in the root's DAG, in chunks
+        of at most one block; those beyond its end are not there.
+
+        Raises as `resolve`, in the middle too: then what came before was right and the rest
+        is missing.
+        """
+        session = self.session(root)
+        first = await session.block(cid)
+        node = File(len(first), first) if cid.codec == DAG_CBOR else parse(cid, first)
+        if not isinstance(node, File):
+            raise InvalidPath(f"{cid} is no file")
+        stop = node.size if length is None else min(node.size, offset + length)
+
+        async def fetch(piece: _Piece) -> bytes:
+            if piece.leaf is None:
+                assert piece.data is not None
+                return piece.data
+            data = await session.block(piece.leaf, piece.position)
+            parse_child(FileChild(piece.leaf, piece.leaf_size), data)
+            if piece.size == len(data):
+                return data
+            return data[piece.skip : piece.skip + piece.size]
+
+        async with in_order(
+            _pieces(session, node, offset, stop),
+            fetch,
+            weigh=lambda piece: max(piece.leaf_size, piece.size),
+            budget=READ_AHEAD_BYTES,
+            tasks=256,
+        ) as chunks:
+            yield chunks
+
+
+async def _pieces(
+    session: RootSession, root: File, offset: int, stop: int
+) -> AsyncIterator[_Piece]:
+    """What makes up the bytes [offset, stop) of the file, in order; inner nodes are fetched
+    on the way, a few ahead."""
+    total = max(root.size, 1)
+    # Nodes still to be visited, the next one last: an extent (absolute start) and its depth.
+    pending: list[tuple[Extent, int]] = []
+    visited = 0
+
+    def enter(node: File, start: int, depth: int) -> _Piece | None:
+        """Queue the node's children in the range; its inline bytes come first."""
+        children = children_in_range(node, offset - start, stop - offset)
+        for child in reversed(children):
+            pending.append((Extent(child.cid, start + child.start, child.size), depth + 1))
+        low, high = max(offset, start), min(stop, start + len(node.data))
+        if low >= high:
+            return None
+        return _Piece(high - low, node.data[low - start : high - start])
+
+    if (inline := enter(root, 0, 0)) is not None:
+        yield inline
+    while pending:
+        extent, depth = pending.pop()
+        visited += 1
+        if depth > DAG_DEPTH_MAX or visited > DAG_BLOCKS_MAX:
+            raise BudgetExceeded("a file deeper or of more blocks than allowed")
+        low, high = max(offset, extent.start), min(stop, extent.start + extent.size)
+        position = extent.start / total
+        if extent.cid.codec == RAW:
+            yield _Piece(
+                high - low,
+                leaf=extent.cid,
+                leaf_size=extent.size,
+                skip=low - extent.start,
+                position=position,
+            )
+            continue
+        for ahead, _ in pending[: -PREFETCH_NODES - 1 : -1]:
+            if ahead.cid.codec == DAG_PB:
+                session.prefetch(ahead.cid, ahead.start / total)
+        node = parse_child(
+            FileChild(extent.cid, extent.size), await session.block(extent.cid, position)
+        )
+        if (inline := enter(node, extent.start, depth)) is not None:
+            yield inline
+
+
+def _entry(cid: CID, node: Node) -> Entry:
+    if isinstance(node, File):
+        return Entry(cid, "file", node.size)
+    if isinstance(node, Symlink):
+        return Entry(cid, "symlink", len(node.target), node.target)
+    return Entry(cid, "directory")

@@ -1,0 +1,369 @@
+"""Blocks of one root, from wherever they can be had: here, a holder, or the rest of a stripe.
+
+Every block that leaves has been checked against its CID.  A holder that is dead, slow or
+lying costs one detour; it is remembered by the fetcher, and the next block goes round it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from functools import partial
+
+import trio
+
+from dstore.core import erasure
+from dstore.core.cid import CID
+from dstore.core.manifest import Manifest, Segment, SegmentRef
+from dstore.core.peerid import PeerId
+from dstore.errors import (
+    CorruptStore,
+    DataError,
+    DeadlineExceeded,
+    DstoreError,
+    MalformedBlock,
+    NetworkError,
+    NotFoundError,
+    PeerError,
+    Unrecoverable,
+)
+from dstore.limits import (
+    BLOCK_BYTES_MAX,
+    FETCH_BLOCK_SECONDS,
+    HEDGE_SECONDS,
+    HOLDER_MAP_PEERS_ASKED,
+    MIB,
+    SEGMENTS_IN_MEMORY,
+    SOURCES_TRIED_MAX,
+)
+from dstore.network.fragments_client import FragmentsClient
+from dstore.network.streams import Network, PeerAddresses
+from dstore.runtime import Runtime
+from dstore.service.fetch import BlockFetcher
+from dstore.service.flights import Flights
+from dstore.service.race import first_success, gather_enough
+from dstore.service.sources import Discovery, RootSources
+from dstore.service.stores import Stores
+
+Holders = dict[int, dict[PeerId, None]]
+Way = Callable[[], Awaitable[bytes]]
+
+
+class BlockCache:
+    """Verified blocks in memory, the least recently used dropped first."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._blocks: OrderedDict[bytes, bytes] = OrderedDict()
+        self.bytes = 0
+
+    def get(self, cid: CID) -> bytes | None:
+        """The block, if it is here."""
+        data = self._blocks.get(cid.multihash)
+        if data is not None:
+            self._blocks.move_to_end(cid.multihash)
+        return data
+
+    def put(self, cid: CID, data: bytes) -> None:
+        """Keep the block for a while."""
+        if cid.multihash in self._blocks or len(data) > self._bytes_max:
+            return
+        self._blocks[cid.multihash] = data
+        self.bytes += len(data)
+        while self.bytes > self._bytes_max:
+            self.bytes -= len(self._blocks.popitem(last=False)[1])
+
+
+class RootSession:
+    """Reads blocks of one root; made and kept by `retrieve`."""
+
+    def __init__(
+        self,
+        root: CID,
+        discovery: Discovery,
+        fetcher: BlockFetcher,
+        client: FragmentsClient,
+        network: Network,
+        stores: Stores,
+        cache: BlockCache,
+        runtime: Runtime,
+        nursery: trio.Nursery,
+    ) -> None:
+        self.sources = RootSources(root)
+        self._discovery = discovery
+        self._fetcher = fetcher
+        self._client = client
+        self._network = network
+        self._stores = stores
+        self._cache = cache
+        self._runtime = runtime
+        self._segments: OrderedDict[CID, tuple[Segment, Holders]] = OrderedDict()
+        self._bad_stripes: set[tuple[CID, int]] = set()
+        self._blocks: Flights[bytes] = Flights(nursery)
+        self._loads: Flights[tuple[Segment, Holders]] = Flights(nursery)
+
+    async def block(self, cid: CID, position: float = 0.0) -> bytes:
+        """The block, verified.  `position` from 0 to 1 is about where in the root's bytes it
+        lies: a hint which segment to look into first.
+
+        Raises NotFoundError where nobody has it, Unrecoverable where too few fragments are
+        left, DeadlineExceeded after FETCH_BLOCK_SECONDS.
+        """
+        if cid.is_identity:
+            return cid.digest
+        cached = self._cache.get(cid)
+        if cached is not None:
+            return cached
+        with trio.move_on_after(FETCH_BLOCK_SECONDS):
+            return await self._blocks.share(
+                ("block", cid.multihash), partial(self._get, cid, position)
+            )
+        raise DeadlineExceeded(f"block {cid} did not come within {FETCH_BLOCK_SECONDS} s")
+
+    def prefetch(self, cid: CID, position: float = 0.0) -> None:
+        """Begin to fetch a block that will be asked for soon."""
+        if not cid.is_identity and self._cache.get(cid) is None:
+            self._blocks.start(("block", cid.multihash), partial(self._get, cid, position))
+
+    async def _get(self, cid: CID, position: float) -> bytes:
+        data = await self._local(cid)
+        if data is None:
+            data = await self._remote(cid, position)
+        self._cache.put(cid, data)
+        return data
+
+    async def _remote(self, cid: CID, position: float) -> bytes:
+        failure: DstoreError | None = None
+        tried: set[CID] = set()
+        for complete in (False, True):
+            # First with the manifests that are known already, then with all there are.
+            wait = self._discovery.everything if complete else self._discovery.manifests
+            for manifest in await wait(self.sources):
+                if manifest.cid in tried:
+                    continue
+                tried.add(manifest.cid)
+                try:
+                    return await self._by_manifest(manifest, cid, position)
+                except NotFoundError as error:
+                    failure = failure or error
+                except (NetworkError, PeerError, DataError) as error:
+                    failure = error
+            try:
+                return await self._from_sources(cid)
+            except (NotFoundError, NetworkError, PeerError) as error:
+                failure = failure or error
+        raise failure or NotFoundError(f"no peer has {cid}")
+
+    async def _local(self, cid: CID) -> bytes | None:
+        def work() -> bytes | None:
+            try:
+                return self._stores.blocks.get(cid)
+            except (NotFoundError, CorruptStore):
+                return None
+
+        return await self._runtime.workers.run(work)
+
+    # --- By manifest -----------------------------------------------------------------------
+
+    async def _by_manifest(self, manifest: Manifest, cid: CID, position: float) -> bytes:
+        """Through the segment that lists the block.  NotFoundError where none does."""
+        for ref in _nearest_first(manifest, position):
+            segment, holders = await self.segment(manifest, ref)
+            place = segment.locate.get(cid.multihash)
+            if place is None:
+                continue
+            stripe, slot = place
+            try:
+                return await self._by_stripe(segment, holders, stripe, slot, cid)
+            except (NetworkError, PeerError, NotFoundError, DataError):
+                # Holders may have changed since the map was made: once more with a fresh one.
+                self._segments.pop(segment.cid, None)
+                segment, holders = await self.segment(manifest, ref)
+                return await self._by_stripe(segment, holders, stripe, slot, cid)
+        raise NotFoundError(f"manifest {manifest.cid} does not list {cid}")
+
+    async def _by_stripe(
+        self, segment: Segment, holders: Holders, stripe: int, slot: int, cid: CID
+    ) -> bytes:
+        """From a holder of the slot, else decoded, else from holders that failed lately."""
+        own = list(holders.get(slot, {}))
+        known = {peer for peers in holders.values() for peer in peers}
+        # Peers that have the root and no slot of this segment: the adder, who has it all.
+        others = [peer for peer in self.sources.peers if peer not in known]
+        ready = [peer for peer in own if not self._fetcher.is_cooling(peer)]
+        extra = [peer for peer in others if not self._fetcher.is_cooling(peer)]
+        late = [peer for peer in (*own, *others) if self._fetcher.is_cooling(peer)]
+        asked: list[Collection[PeerId]] = []
+        ways: list[Way] = []
+        for peers in (ready, extra[:SOURCES_TRIED_MAX]):
+            if peers:
+                ways.append(partial(self._direct, cid, peers))
+                asked.append(peers)
+        ways.append(partial(self._decode, segment, holders, stripe, slot))
+        asked.append(())
+        if late:
+            ways.append(partial(self._direct, cid, late))
+            asked.append(())
+
+        def on_late(index: int) -> None:
+            for peer in asked[index]:
+                self._fetcher.stalled(peer)
+
+        return await first_success(ways, stagger_seconds=HEDGE_SECONDS, on_late=on_late)
+
+    async def _direct(self, cid: CID, peers: Iterable[PeerId]) -> bytes:
+        """From one of the peers; the same request for two readers is one."""
+        ordered = self._fetcher.best_first(peers)
+
+        async def work() -> bytes:
+            ways = [partial(self._fetcher.fetch, peer, cid, MIB) for peer in ordered]
+            return await first_success(
+                ways,
+                stagger_seconds=HEDGE_SECONDS,
+                on_late=lambda index: self._fetcher.stalled(ordered[index]),
+            )
+
+        return await self._blocks.share(("direct", cid.multihash, *ordered), work)
+
+    async def _decode(self, segment: Segment, holders: Holders, stripe: int, slot: int) -> bytes:
+        """Computed from as many other fragments of the stripe as it has data blocks."""
+        one = segment.stripes[stripe]
+        if (segment.cid, stripe) in self._bad_stripes:
+            raise MalformedBlock(f"stripe {stripe} of {segment.cid} is known not to decode")
+        existing = [*range(len(one.data)), *range(segment.k, segment.n)]
+        others = [other for other in existing if other != slot]
+        # Neighbouring data blocks are wanted next anyway; holders that failed come last.
+        others.sort(key=lambda other: self._fragment_cost(segment, holders, stripe, other))
+        ways = [partial(self._fragment, segment, holders, stripe, other) for other in others]
+
+        def on_late(index: int) -> None:
+            for peer in holders.get(others[index], {}):
+                self._fetcher.stalled(peer)
+
+        got = await gather_enough(
+            ways, len(one.data), stagger_seconds=HEDGE_SECONDS, on_late=on_late
+        )
+        cid = segment.fragment(stripe, slot)
+        if len(got) < len(one.data) or cid is None:
+            raise Unrecoverable(
+                f"{len(got)} fragments of stripe {stripe} of {segment.cid} could be had; "
+                f"{len(one.data)} are needed"
+            )
+        size = one.data[slot][1] if slot < segment.k else one.length
+
+        def work() -> bytes | None:
+            made = erasure.reconstruct(
+                segment.k, segment.m, dict(got), [slot], one.length, len(one.data)
+            )
+            data = bytes(made[slot][:size])
+            return data if cid.verify(data) else None
+
+        data = await self._runtime.workers.run(work)
+        if data is None:
+            # All inputs were verified, so it is the encoder that lied: never try it again.
+            self._bad_stripes.add((segment.cid, stripe))
+            raise MalformedBlock(f"stripe {stripe} of {segment.cid} does not decode to {cid}")
+        return data
+
+    def _fragment_cost(
+        self, segment: Segment, holders: Holders, stripe: int, slot: int
+    ) -> tuple[bool, bool, int]:
+        cid = segment.fragment(stripe, slot)
+        here = cid is not None and self._cache.get(cid) is not None
+        peers = holders.get(slot, {})
+        usable = any(
+            not self._fetcher.is_cooling(peer) and not self._fetcher.has_lied(peer)
+            for peer in peers
+        )
+        return not here, not usable, slot
+
+    async def _fragment(
+        self, segment: Segment, holders: Holders, stripe: int, slot: int
+    ) -> tuple[int, bytes]:
+        """One fragment as it is stored: never decoded itself."""
+        cid = segment.fragment(stripe, slot)
+        assert cid is not None
+        data = self._cache.get(cid) or await self._local(cid)
+        if data is None:
+            peers = list(holders.get(slot, {}))
+            data = await self._direct(cid, peers)
+            self._cache.put(cid, data)
+        return slot, data
+
+    # --- Segments and sources ----------------------------------------------------------------
+
+    async def segment(self, manifest: Manifest, ref: SegmentRef) -> tuple[Segment, Holders]:
+        """The segment and who holds its slots.  Raises NotFoundError, MalformedBlock,
+        NetworkError."""
+        known = self._segments.get(ref.cid)
+        if known is not None:
+            self._segments.move_to_end(ref.cid)
+            return known
+        loaded = await self._loads.share(ref.cid, partial(self._load_segment, manifest, ref))
+        self._segments[ref.cid] = loaded
+        while len(self._segments) > SEGMENTS_IN_MEMORY:
+            self._segments.popitem(last=False)
+        return loaded
+
+    async def _load_segment(self, manifest: Manifest, ref: SegmentRef) -> tuple[Segment, Holders]:
+        data = await self._local(ref.cid)
+        if data is None:
+            data = await self._from_sources(ref.cid)
+        segment = await self._runtime.workers.run(Segment.decode, data)
+        manifest.check_segment(ref, segment)
+        return segment, await self._holders(ref.cid)
+
+    async def _holders(self, segment: CID) -> Holders:
+        """Who holds what of the segment, by this node's catalog and by what peers say."""
+        holders: Holders = {}
+        placements = await self._runtime.workers.run(self._stores.catalog.placements, segment)
+        for placement in placements:
+            if placement.peer != self._network.peer_id:
+                holders.setdefault(placement.slot, {})[placement.peer] = None
+        peers = self._fetcher.best_first({*self.sources.peers, *(p.peer for p in placements)})
+        ways = [
+            partial(self._client.have, peer, [segment])
+            for peer in peers
+            if peer != self._network.peer_id
+        ]
+        answers = await gather_enough(ways, HOLDER_MAP_PEERS_ASKED, stagger_seconds=HEDGE_SECONDS)
+        for answer in answers:
+            for holding in answer.holdings:
+                for entry in holding.holders:
+                    if entry.peer == self._network.peer_id:
+                        continue
+                    if entry.addresses:
+                        self._network.remember(PeerAddresses(entry.peer, entry.addresses))
+                    holders.setdefault(entry.slot, {})[entry.peer] = None
+        return holders
+
+    async def _from_sources(self, cid: CID) -> bytes:
+        """From any peer that may have it: manifests, segments, and roots that nobody
+        protects."""
+        while True:
+            peers = self._fetcher.best_first({**self.sources.peers, **self.sources.maybe})
+            if peers or not self.sources.discovering:
+                break
+            await self.sources.changed.wait()
+        if not peers:
+            raise NotFoundError(f"no peer is known to have {cid}")
+        ways = [
+            partial(self._fetcher.fetch, peer, cid, BLOCK_BYTES_MAX)
+            for peer in peers[: 4 * SOURCES_TRIED_MAX]
+        ]
+        return await self._blocks.share(
+            ("source", cid.multihash),
+            partial(first_success, ways, stagger_seconds=HEDGE_SECONDS),
+        )
+
+
+def _nearest_first(manifest: Manifest, position: float) -> list[SegmentRef]:
+    """The segments, that around `position` (0 to 1) of the root's bytes first."""
+    target = position * manifest.bytes
+    distances: list[tuple[float, int]] = []
+    start = 0
+    for index, ref in enumerate(manifest.segments):
+        stop = start + ref.bytes
+        distances.append((max(start - target, target - stop, 0.0), index))
+        start = stop
+    return [manifest.segments[index] for _, index in sorted(distances)]

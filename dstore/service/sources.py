@@ -1,0 +1,165 @@
+"""Finding out who has a root: providers from the DHT, connected peers, and their manifests.
+
+Discovery fills a `RootSources` and goes on while readers already use what is there.  Silence
+of the DHT proves nothing: connected peers and the catalog are asked beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from dstore.core.cid import CID
+from dstore.core.manifest import Manifest
+from dstore.core.peerid import PeerId
+from dstore.errors import CorruptStore, DataError, NetworkError, NotFoundError, PeerError
+from dstore.limits import (
+    ASKED_PEERS_MAX,
+    BLOCK_BYTES_MAX,
+    DISCOVERY_AGAIN_SECONDS,
+    MANIFESTS_TRIED_MAX,
+    REQUEST_SECONDS,
+)
+from dstore.network.fragments_client import FragmentsClient
+from dstore.network.routing import Routing
+from dstore.network.streams import Network
+from dstore.runtime import Runtime
+from dstore.service.fetch import BlockFetcher
+from dstore.service.stores import Stores
+
+
+@dataclass
+class RootSources:
+    """What is known about where a root's blocks are.
+
+    `peers` said that they have some of it; `maybe` are connected and were silent about it.
+    `manifests` are decoded and are of this root; `changed` is set whenever anything is added.
+    """
+
+    root: CID
+    peers: dict[PeerId, None] = field(default_factory=dict)
+    maybe: dict[PeerId, None] = field(default_factory=dict)
+    manifests: dict[CID, Manifest] = field(default_factory=dict)
+    changed: trio.Event = field(default_factory=trio.Event)
+    discovering: bool = False
+    discovered_at: float | None = None
+
+    def notify(self) -> None:
+        """Wake everybody who waits for news."""
+        self.changed.set()
+        self.changed = trio.Event()
+
+
+class Discovery:
+    """Fills `RootSources`."""
+
+    def __init__(
+        self,
+        network: Network,
+        routing: Routing,
+        client: FragmentsClient,
+        fetcher: BlockFetcher,
+        stores: Stores,
+        runtime: Runtime,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._network = network
+        self._routing = routing
+        self._client = client
+        self._fetcher = fetcher
+        self._stores = stores
+        self._runtime = runtime
+        self._nursery = nursery
+
+    async def manifests(self, sources: RootSources) -> list[Manifest]:
+        """The manifests known by now, waiting for the first one while discovery goes on;
+        empty where it ended without any."""
+        return await self._until(sources, lambda: bool(sources.manifests))
+
+    async def everything(self, sources: RootSources) -> list[Manifest]:
+        """As `manifests`, after discovery has ended."""
+        return await self._until(sources, lambda: False)
+
+    async def _until(self, sources: RootSources, enough: Callable[[], bool]) -> list[Manifest]:
+        self._begin(sources)
+        while not enough() and sources.discovering:
+            await sources.changed.wait()
+        return list(sources.manifests.values())
+
+    def _begin(self, sources: RootSources) -> None:
+        """Start discovery, unless it runs or ended a moment ago."""
+        now = trio.current_time()
+        recent = (
+            sources.discovered_at is not None
+            and now < sources.discovered_at + DISCOVERY_AGAIN_SECONDS
+        )
+        if not sources.discovering and not recent:
+            sources.discovering = True
+            self._nursery.start_soon(self._discover, sources)
+
+    async def _discover(self, sources: RootSources) -> None:
+        try:
+            await self._from_catalog(sources)
+            asked: set[PeerId] = {self._network.peer_id}
+            async with trio.open_nursery() as nursery:
+                for peer in self._fetcher.best_first(self._network.connected())[:ASKED_PEERS_MAX]:
+                    asked.add(peer)
+                    nursery.start_soon(self._ask, sources, peer, False)
+                async for target in self._routing.find_providers(sources.root.multihash):
+                    self._network.remember(target)
+                    if target.peer != self._network.peer_id:
+                        sources.peers[target.peer] = None
+                        sources.notify()
+                    if target.peer not in asked and len(asked) < 2 * ASKED_PEERS_MAX:
+                        asked.add(target.peer)
+                        nursery.start_soon(self._ask, sources, target.peer, True)
+        finally:
+            sources.discovering = False
+            sources.discovered_at = trio.current_time()
+            sources.notify()
+
+    async def _from_catalog(self, sources: RootSources) -> None:
+        """What this node knows itself, as owner or as holder."""
+
+        def work() -> list[Manifest]:
+            found = []
+            for row in self._stores.catalog.manifests_of(sources.root):
+                try:
+                    found.append(Manifest.decode(self._stores.blocks.get(row.manifest)))
+                except (NotFoundError, CorruptStore, DataError):
+                    continue
+            return found
+
+        for manifest in await self._runtime.workers.run(work):
+            sources.manifests[manifest.cid] = manifest
+        sources.notify()
+
+    async def _ask(self, sources: RootSources, peer: PeerId, provider: bool) -> None:
+        """One peer: does it know manifests of the root, and which?"""
+        with trio.move_on_after(REQUEST_SECONDS):
+            try:
+                answer = await self._client.find_manifests(peer, sources.root)
+            except (NetworkError, PeerError):
+                return
+            if not answer.manifests and not provider:
+                sources.maybe[peer] = None
+                return
+            sources.peers[peer] = None
+            sources.notify()
+            await self._take(sources, peer, answer.manifests)
+
+    async def _take(self, sources: RootSources, peer: PeerId, cids: Sequence[CID]) -> None:
+        for cid in cids[:MANIFESTS_TRIED_MAX]:
+            if cid in sources.manifests or len(sources.manifests) >= MANIFESTS_TRIED_MAX:
+                continue
+            try:
+                manifest = Manifest.decode(
+                    await self._fetcher.fetch(peer, cid, BLOCK_BYTES_MAX // 8)
+                )
+            except (NetworkError, PeerError, NotFoundError, DataError):
+                continue
+            if manifest.root.multihash == sources.root.multihash:
+                sources.manifests[cid] = manifest
+                sources.notify()
