@@ -1,0 +1,508 @@
+"""Failure domains, assignment, and the guarantee, against brute force where it can be."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dstore.core.cid import CID, RAW
+from dstore.core.manifest import Code, Segment, Stripe
+from dstore.core.peerid import PeerId
+from dstore.core.placement import (
+    UNVERIFIED,
+    Assignment,
+    Candidate,
+    Guarantee,
+    SlotNeed,
+    StripeShape,
+    assign,
+    choose_code,
+    components,
+    describe,
+    domain_components,
+    domains_of,
+    enough,
+    group_key,
+    guarantee,
+    lacking,
+    needs_of,
+    shape,
+    shapes_of,
+    worst,
+)
+from dstore.limits import GIB, PLACEMENT_GROUP_BYTES
+from dstore.testing.deterministic import peer_number
+
+SEGMENT = CID.of(RAW, b"a segment")
+PEERS = [peer_number(number) for number in range(64)]
+FOUR_TWO = Code(4, 2)
+
+
+def _candidates(count: int, *, domains: int | None = None) -> list[Candidate]:
+    """`count` peers, each its own domain or dealt out over `domains` labels."""
+    return [
+        Candidate(PEERS[n], frozenset({f"label:{n % (domains or count)}"}), GIB)
+        for n in range(count)
+    ]
+
+
+def _needs(code: Code, size: int = 1000) -> list[SlotNeed]:
+    return [SlotNeed(slot, size) for slot in range(code.n)]
+
+
+def _per(assignment: Assignment, name: Mapping[PeerId, str] | None = None) -> Counter[object]:
+    return Counter(
+        peer if name is None else name[peer]
+        for held in assignment.holders.values()
+        for peer in held
+    )
+
+
+# --- Failure domains -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("addresses", "label", "expected"),
+    [
+        (["/ip4/127.0.0.1/tcp/4001"], "rack 1", {"label:rack 1"}),
+        (["/ip4/127.0.0.1/tcp/4001"], None, {"addr:loopback"}),
+        (["/ip6/::1/tcp/4001", "/ip4/127.9.9.9/tcp/1"], None, {"addr:loopback"}),
+        (["/ip4/8.8.8.8/tcp/4001"], None, {"net:8.8.8.0/24"}),
+        (["/ip4/8.8.8.8/tcp/4001"], "x", {"net:8.8.8.0/24", "label:x"}),
+        (["/ip6/2001:4860:4860:1::8888/tcp/1"], None, {"net:2001:4860:4860::/48"}),
+        (["/ip6/::ffff:8.8.4.4/tcp/1"], None, {"net:8.8.4.0/24"}),
+        (["/ip4/192.168.1.7/tcp/4001"], None, {"addr:192.168.1.7"}),
+        (["/ip4/192.168.1.7/tcp/1", "/ip4/127.0.0.1/tcp/1"], None, {"addr:192.168.1.7"}),
+        (["/ip4/172.17.0.1/tcp/1", "/ip4/9.9.9.9/tcp/1"], None, {"net:9.9.9.0/24"}),
+        (["/dns4/Node.Example.org./tcp/1"], None, {"addr:node.example.org"}),
+        (["/ip4/8.8.8.8/tcp/1/p2p/QmRelay/p2p-circuit"], None, set()),
+        (["/ip4/0.0.0.0/tcp/1", "/ip4/224.0.0.1/tcp/1"], None, set()),
+        (["", "nonsense", "/ip4", "/ip4/300.1.1.1/tcp/1", "/unix/tmp"], None, set()),
+        ([], None, set()),
+        ([], "x", {"label:x"}),
+    ],
+)
+def test_domains_of(addresses: list[str], label: str | None, expected: set[str]) -> None:
+    assert domains_of(addresses, label) == expected
+
+
+def test_components_join_whatever_they_share() -> None:
+    domains: dict[PeerId, Collection[str]] = {
+        PEERS[0]: ["label:a", "net:8.8.8.0/24"],
+        PEERS[1]: ["net:8.8.8.0/24"],
+        PEERS[2]: ["label:a"],
+        PEERS[3]: ["label:b"],
+        PEERS[4]: [],
+        PEERS[5]: [],
+    }
+    found = components(domains)
+    assert found[PEERS[0]] == found[PEERS[1]] == found[PEERS[2]] == "label:a"
+    assert found[PEERS[3]] == "label:b"
+    assert found[PEERS[4]] == found[PEERS[5]] == UNVERIFIED
+
+
+@given(
+    st.lists(st.frozensets(st.sampled_from("abcdefgh"), max_size=3), min_size=1, max_size=10),
+    st.randoms(use_true_random=False),
+)
+def test_components_are_the_reachable_peers(labels: list[frozenset[str]], order: object) -> None:
+    domains = dict(zip(PEERS, labels, strict=False))
+    found = components(domains)
+    # Brute force: spread along shared strings until nothing changes.
+    for start in domains:
+        reached = {start}
+        while True:
+            names = {name for peer in reached for name in domains[peer]}
+            more = {peer for peer, have in domains.items() if have & names}
+            if start in reached and not domains[start]:
+                more = {peer for peer, have in domains.items() if not have}
+            if more <= reached:
+                break
+            reached |= more
+        assert {peer for peer in domains if found[peer] == found[start]} == reached
+    shuffled = list(domains.items())
+    order.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert components(dict(shuffled)) == found
+
+
+def test_choose_code() -> None:
+    table = {0: "1+1", 1: "1+1", 2: "1+1", 3: "2+1", 4: "2+2", 5: "2+2", 6: "3+2", 7: "4+2"}
+    table |= {8: "4+2", 9: "4+2", 10: "6+3", 11: "6+3", 12: "7+4", 23: "7+4", 24: "14+8"}
+    table |= {1000: "14+8"}
+    assert {count: str(choose_code(count)) for count in table} == table
+    for count in range(5, 100):
+        code = choose_code(count)
+        assert code.m >= 2
+        assert code.n <= count - 1  # a repair has somewhere to go
+
+
+# --- Assignment ------------------------------------------------------------------------
+
+
+def test_one_slot_per_peer_and_domain_where_there_are_enough() -> None:
+    candidates = _candidates(16, domains=8)
+    result = assign(SEGMENT, _needs(FOUR_TWO), candidates, FOUR_TWO)
+    assert sorted(result.holders) == list(range(6))
+    assert result.new == result.holders
+    assert set(_per(result).values()) == {1}
+    assert set(_per(result, domain_components(candidates)).values()) == {1}
+    assert not result.unplaced
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_fewer_peers_than_slots_share_evenly(count: int) -> None:
+    result = assign(SEGMENT, _needs(FOUR_TWO), _candidates(count), FOUR_TWO)
+    per_peer = _per(result)
+    assert sum(per_peer.values()) == 6
+    assert max(per_peer.values()) == -(-6 // count)
+    assert max(per_peer.values()) - min(per_peer.values()) <= 1
+
+
+def test_no_domain_gets_more_than_m_where_avoidable() -> None:
+    # One peer in a, one in b, many in c: even so each gets two.
+    domains = ["a", "b", *["c"] * 10]
+    candidates = [Candidate(PEERS[n], frozenset({d}), GIB) for n, d in enumerate(domains)]
+    result = assign(SEGMENT, _needs(FOUR_TWO), candidates, FOUR_TWO)
+    assert set(_per(result, domain_components(candidates)).values()) == {2}
+
+
+def test_peers_come_first_where_no_domain_can_be_lost_anyway() -> None:
+    domains = ["a", *["b"] * 5]
+    candidates = [Candidate(PEERS[n], frozenset({d}), GIB) for n, d in enumerate(domains)]
+    result = assign(SEGMENT, _needs(FOUR_TWO), candidates, FOUR_TWO)
+    assert set(_per(result).values()) == {1}
+    found = guarantee([shape(4, FOUR_TWO)], result.holders, domain_components(candidates))
+    assert found == Guarantee(peers=2, domains=0)
+
+
+def test_empty_slots_need_nobody() -> None:
+    needs = [SlotNeed(0, 10), SlotNeed(1, 0), SlotNeed(2, 0), SlotNeed(3, 0), *_needs(FOUR_TWO)[4:]]
+    result = assign(SEGMENT, needs, _candidates(8), FOUR_TWO)
+    assert sorted(result.holders) == [0, 4, 5]
+
+
+def test_who_gets_nothing() -> None:
+    domain = frozenset({"label:x"})
+    candidates = [
+        *_candidates(3),
+        Candidate(PEERS[10], domain, free_bytes=999),
+        Candidate(PEERS[11], domain, GIB, score=0.95),
+        Candidate(PEERS[12], domain, GIB),
+        Candidate(PEERS[13], domain, GIB, load=1.0),
+    ]
+    result = assign(SEGMENT, _needs(FOUR_TWO), candidates, FOUR_TWO, avoid={PEERS[12]})
+    assert set(_per(result)) == {*PEERS[:3], PEERS[13]}
+    # The loaded peer is passed over as soon as another is as well spread.
+    spare = [*candidates, Candidate(PEERS[14], domain, GIB)]
+    result = assign(SEGMENT, _needs(FOUR_TWO)[:4], spare, FOUR_TWO, avoid={PEERS[12]})
+    assert set(_per(result)) == {*PEERS[:3], PEERS[14]}
+
+
+def test_space_is_counted_down() -> None:
+    candidates = [Candidate(peer, frozenset({str(peer)}), 2500) for peer in PEERS[:2]]
+    result = assign(SEGMENT, _needs(FOUR_TWO), candidates, FOUR_TWO)
+    assert sum(map(len, result.holders.values())) == 4
+    assert max(_per(result).values()) == 2
+    assert len(result.unplaced) == 2
+    assert not enough(result, result.holders)
+    assert lacking(result, result.holders) == result.unplaced
+
+
+def test_nobody_there() -> None:
+    result = assign(SEGMENT, _needs(FOUR_TWO), [], FOUR_TWO)
+    assert result.unplaced == tuple(range(6))
+    assert result.new == {}
+
+
+def test_what_is_placed_stays_and_is_counted() -> None:
+    candidates = _candidates(8)
+    placed = {0: [PEERS[3]], 4: [PEERS[3]], 5: [PEERS[60]]}  # the last is no candidate
+    result = assign(SEGMENT, _needs(FOUR_TWO), candidates, FOUR_TWO, placed)
+    assert result.holders[0] == result.holders[4] == (PEERS[3],)
+    assert result.holders[5] == (PEERS[60],)
+    assert sorted(result.new) == [1, 2, 3]
+    new = {peer for held in result.new.values() for peer in held}
+    assert len(new) == 3
+    assert PEERS[3] not in new
+
+
+def test_a_repair_leaves_the_rest_alone() -> None:
+    candidates = _candidates(8)
+    first = assign(SEGMENT, _needs(FOUR_TWO), candidates, FOUR_TWO)
+    lost = first.holders[2][0]
+    kept = {slot: held for slot, held in first.holders.items() if slot != 2}
+    second = assign(SEGMENT, _needs(FOUR_TWO), candidates, FOUR_TWO, kept, avoid=[lost])
+    assert sorted(second.new) == [2]
+    assert set(_per(second).values()) == {1}
+    assert lost not in second.holders[2]
+
+
+def test_copies_go_to_different_domains() -> None:
+    candidates = _candidates(16, domains=8)
+    name = domain_components(candidates)
+    result = assign(SEGMENT, _needs(FOUR_TWO), candidates, FOUR_TWO, copies=2)
+    for held in result.holders.values():
+        assert len(held) == 2
+        assert len({name[peer] for peer in held}) == 2
+    assert max(_per(result).values()) == 1
+    # With fewer peers than copies, those there are.
+    few = assign(SEGMENT, _needs(FOUR_TWO), _candidates(2), FOUR_TWO, copies=3)
+    assert all(len(held) == 2 for held in few.holders.values())
+    assert len(few.unplaced) == 6
+    assert enough(few, few.holders)  # content with what could be had
+
+
+def test_leases_of_substitutes_count() -> None:
+    result = assign(SEGMENT, _needs(FOUR_TWO), _candidates(8), FOUR_TWO)
+    leased: dict[int, Collection[PeerId]] = dict(result.holders)
+    assert enough(result, leased)
+    leased[3] = [PEERS[50]]
+    assert enough(result, leased)
+    leased[3] = []
+    assert lacking(result, leased) == (3,)
+
+
+def test_segments_of_a_group_share_their_holders() -> None:
+    root = CID.of(RAW, b"root")
+    keys = [group_key(root, offset) for offset in (0, GIB, PLACEMENT_GROUP_BYTES - 1)]
+    assert len(set(keys)) == 1
+    assert group_key(root, PLACEMENT_GROUP_BYTES) != keys[0]
+    assert group_key(CID.of(RAW, b"other"), 0) != keys[0]
+    candidates = _candidates(40)
+    sets = [
+        assign(
+            CID.of(RAW, bytes([number])), _needs(FOUR_TWO), candidates, FOUR_TWO, group=keys[0]
+        ).holders
+        for number in range(4)
+    ]
+    assert all(one == sets[0] for one in sets)
+    alone = [
+        assign(CID.of(RAW, bytes([number])), _needs(FOUR_TWO), candidates, FOUR_TWO).holders
+        for number in range(4)
+    ]
+    assert any(one != alone[0] for one in alone)
+
+
+def test_load_is_even_over_many_segments() -> None:
+    candidates = _candidates(20)
+    load: Counter[object] = Counter()
+    for number in range(400):
+        segment = CID.of(RAW, number.to_bytes(2, "big"))
+        load += _per(assign(segment, _needs(FOUR_TWO), candidates, FOUR_TWO))
+    mean = 400 * 6 / 20
+    assert min(load.values()) > mean * 0.7
+    assert max(load.values()) < mean * 1.3
+
+
+clusters = st.lists(
+    st.tuples(st.integers(0, 9), st.sampled_from([500, 2_000, GIB]), st.sampled_from([0, 1])),
+    min_size=1,
+    max_size=14,
+)
+
+
+def _cluster(drawn: list[tuple[int, int, int]]) -> list[Candidate]:
+    return [
+        Candidate(PEERS[n], frozenset({f"label:{domain}"}), free, load=load)
+        for n, (domain, free, load) in enumerate(drawn)
+    ]
+
+
+@given(clusters, st.integers(1, 5), st.integers(0, 4), st.integers(1, 2), st.randoms())
+def test_assignment_invariants(
+    drawn: list[tuple[int, int, int]], k: int, m: int, copies: int, order: object
+) -> None:
+    code, candidates = Code(k, m), _cluster(drawn)
+    result = assign(SEGMENT, _needs(code), candidates, code, copies=copies)
+    free = {candidate.peer: candidate.free_bytes for candidate in candidates}
+    for peer, count in _per(result).items():
+        assert count * 1000 <= free[peer]  # type: ignore[index]
+    for slot, held in result.holders.items():
+        assert len(set(held)) == len(held) <= copies
+        if len(held) < copies:  # only where nobody else had room
+            used = _per(result)
+            assert all(
+                free[c.peer] - used[c.peer] * 1000 < 1000 or c.peer in held for c in candidates
+            ), slot
+    order.shuffle(candidates)  # type: ignore[attr-defined]
+    assert assign(SEGMENT, _needs(code), candidates, code, copies=copies) == result
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=14), st.integers(1, 5), st.integers(1, 4))
+def test_domains_are_as_even_as_can_be(domains: list[int], k: int, m: int) -> None:
+    code = Code(k, m)
+    candidates = _cluster([(domain, GIB, 0) for domain in domains])
+    result = assign(SEGMENT, _needs(code), candidates, code)
+    count = len(set(domains))
+    if count * m >= code.n:
+        most = max(_per(result, domain_components(candidates)).values())
+        assert most == -(-code.n // count) <= m
+        found = guarantee([shape(k, code)], result.holders, domain_components(candidates))
+        assert found.domains >= 1
+    else:
+        most = max(_per(result).values())
+        assert most == -(-code.n // len(domains))
+
+
+@given(clusters, st.integers(1, 5), st.integers(1, 4))
+def test_an_unused_peer_that_goes_changes_nothing(
+    drawn: list[tuple[int, int, int]], k: int, m: int
+) -> None:
+    code, candidates = Code(k, m), _cluster([(d, GIB, load) for d, _, load in drawn])
+    result = assign(SEGMENT, _needs(code), candidates, code)
+    used = _per(result)
+    for gone in candidates:
+        if gone.peer not in used:
+            rest = [candidate for candidate in candidates if candidate is not gone]
+            assert assign(SEGMENT, _needs(code), rest, code) == result
+
+
+def test_a_new_peer_moves_few_slots() -> None:
+    moved = 0
+    code = Code(10, 4)
+    for number in range(100):
+        segment = CID.of(RAW, number.to_bytes(2, "big"))
+        before = assign(segment, _needs(code), _candidates(39), code).holders
+        more = [*_candidates(39), Candidate(PEERS[63], frozenset({"label:new"}), GIB)]
+        after = assign(segment, _needs(code), more, code).holders
+        changed = [slot for slot in before if before[slot] != after[slot]]
+        assert not changed or PEERS[63] in {after[slot][0] for slot in changed}
+        moved += len(changed)
+    # Its fair share is 14 of 40 slots a segment on average; what it displaces moves on.
+    assert moved / 100 < 1.5
+
+
+# --- The guarantee ---------------------------------------------------------------------
+
+
+def _readable(
+    shapes: Collection[StripeShape], holders: Mapping[int, Collection[PeerId]], lost: set[PeerId]
+) -> bool:
+    live = {slot for slot, held in holders.items() if set(held) - lost}
+    return all(len(one.slots & live) >= one.data_count for one in shapes)
+
+
+def _brute_force(
+    shapes: Collection[StripeShape],
+    holders: Mapping[int, Collection[PeerId]],
+    groups: Collection[set[PeerId]],
+) -> int:
+    """The largest f such that any f of the groups may go."""
+    if not _readable(shapes, holders, set()):
+        return -1
+    for count in range(1, len(groups) + 1):
+        for gone in itertools.combinations(groups, count):
+            if not _readable(shapes, holders, set().union(*gone)):
+                return count - 1
+    return len(groups)
+
+
+holder_maps = st.dictionaries(
+    st.integers(0, 7), st.frozensets(st.sampled_from(PEERS[:6]), max_size=4), max_size=8
+)
+
+
+@settings(max_examples=300)
+@given(
+    holder_maps,
+    st.integers(1, 5),
+    st.integers(0, 3),
+    st.frozensets(st.integers(1, 5), max_size=3),
+    st.lists(st.sampled_from("abcd"), min_size=6, max_size=6),
+)
+def test_guarantee_is_what_brute_force_finds(
+    holders: dict[int, frozenset[PeerId]], k: int, m: int, counts: frozenset[int], names: list[str]
+) -> None:
+    code = Code(k, m)
+    shapes = {shape(min(count, k), code) for count in counts}
+    domain_of = dict(zip(PEERS[:6], names, strict=True))
+    peers = {peer for held in holders.values() for peer in held}
+    domains = {domain_of[peer] for peer in peers}
+    found = guarantee(shapes, holders, domain_of)
+    assert found.exact
+    assert found.peers == _brute_force(shapes, holders, [{peer} for peer in peers])
+    by_domain = [{peer for peer in peers if domain_of[peer] == name} for name in domains]
+    assert found.domains == _brute_force(shapes, holders, by_domain)
+
+
+def test_guarantee_of_a_full_spread_is_m() -> None:
+    candidates = _candidates(8)
+    result = assign(SEGMENT, _needs(FOUR_TWO), candidates, FOUR_TWO)
+    found = guarantee([shape(4, FOUR_TWO)], result.holders, domain_components(candidates))
+    assert found == Guarantee(2, 2, exact=True)
+    # A stripe of one block is as good as m + 1 copies.
+    one = guarantee([shape(1, FOUR_TWO)], result.holders, domain_components(candidates))
+    assert one == Guarantee(2, 2)
+
+
+def test_unknown_holders_are_one_domain() -> None:
+    holders = {slot: [PEERS[slot]] for slot in range(6)}
+    assert guarantee([shape(4, FOUR_TWO)], holders, {}) == Guarantee(peers=2, domains=0)
+
+
+def test_beyond_the_exact_search_the_guarantee_is_a_lower_bound() -> None:
+    code = Code(20, 20)
+    holders = {
+        slot: {PEERS[(slot * a + b) % 40] for a, b in ((1, 0), (7, 3), (11, 5))}
+        for slot in range(code.n)
+    }
+    found = guarantee([shape(20, code)], holders, {})
+    assert not found.exact
+    # Any f holders lose at most as many slots as their shares add up to, so f is at least:
+    assert found.peers >= 20
+    # A greedy attack shows that not much more holds.
+    lost: set[PeerId] = set()
+    while _readable([shape(20, code)], holders, lost):
+        alive = sorted({peer for held in holders.values() for peer in held} - lost)
+        lost.add(max(alive, key=lambda p: sum(not set(h) - lost - {p} for h in holders.values())))
+    assert found.peers < len(lost)
+
+
+def test_large_single_copy_guarantees_are_exact() -> None:
+    code = Code(175, 80)
+    holders = {slot: [PEERS[slot % 64]] for slot in range(code.n)}
+    found = guarantee([shape(count, code) for count in (1, 60, 175)], holders, {})
+    # 63 peers hold four slots and one holds three: 80 slots go with 20 peers.
+    assert found == Guarantee(peers=20, domains=0, exact=True)
+
+
+def test_nothing_depends_on_anybody_without_stripes() -> None:
+    assert guarantee([], {0: [PEERS[0]]}, {}) == Guarantee(1, 1)
+    assert guarantee([], {}, {}) == Guarantee(0, 0)
+
+
+def test_worst_and_words() -> None:
+    assert worst([]) is None
+    assert worst([Guarantee(2, 1), Guarantee(1, 2, exact=False)]) == Guarantee(1, 1, exact=False)
+    words = {
+        Guarantee(2, 2): "survives the loss of any 2 peers (any 2 failure domains)",
+        Guarantee(1, 1): "survives the loss of any 1 peer (any 1 failure domain)",
+        Guarantee(2, 0): "survives the loss of any 2 peers, not of every failure domain",
+        Guarantee(0, 0): "does not survive the loss of every single peer",
+        Guarantee(-1, -1): "not readable at present",
+    }
+    assert {found: describe(found) for found in words} == words
+
+
+def test_needs_and_shapes_of_a_segment() -> None:
+    def block(number: int) -> CID:
+        return CID.of(RAW, bytes([number]))
+
+    segment = Segment(
+        2,
+        1,
+        (
+            Stripe(((block(0), 30), (block(1), 20)), (block(2),)),
+            Stripe(((block(3), 10),), (block(4),)),
+        ),
+    )
+    assert needs_of(segment) == (SlotNeed(0, 40), SlotNeed(1, 20), SlotNeed(2, 40))
+    assert shapes_of(segment) == {
+        StripeShape(2, frozenset({0, 1, 2})),
+        StripeShape(1, frozenset({0, 2})),
+    }

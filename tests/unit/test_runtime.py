@@ -1,0 +1,101 @@
+"""What components are given instead of reaching for it."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from dstore.runtime import InlineWorkers, Runtime, SystemClock, ThreadWorkers, TrioClock
+from dstore.testing.deterministic import run_deterministic, simulated_runtime
+
+
+def test_system_clock_is_unix_time() -> None:
+    assert abs(SystemClock().now() - time.time()) < 5
+
+
+async def test_trio_clock_follows_the_mock_clock(mock_clock: MockClock) -> None:
+    clock = TrioClock(start=1000.0)
+    before = clock.now()
+    mock_clock.jump(12.5)
+    assert clock.now() - before == 12.5
+    assert TrioClock(start=2000.0).now() - clock.now() == 1000.0
+
+
+async def test_threads_run_elsewhere_and_pass_on_errors() -> None:
+    workers = ThreadWorkers(threads=1)
+    assert await workers.run(threading.get_ident) != threading.get_ident()
+    assert await workers.run(divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        await workers.run(divmod, 7, 0)
+
+
+async def test_threads_are_bounded() -> None:
+    workers = ThreadWorkers(threads=2)
+    lock, running, most = threading.Lock(), 0, 0
+    gate = threading.Barrier(2, timeout=30)
+
+    def work() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        gate.wait()
+        with lock:
+            running -= 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(workers.run, work)
+    assert most == 2
+
+
+async def test_a_cancelled_caller_waits_for_its_work() -> None:
+    workers = ThreadWorkers(threads=1)
+    started, finish, done = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        started.set()
+        finish.wait(30)
+        done.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(workers.run, work)
+        await trio.to_thread.run_sync(started.wait, 30)
+        nursery.cancel_scope.cancel()
+        assert not done.is_set()
+        finish.set()
+    assert done.is_set()
+
+
+async def test_inline_workers_stay_here_and_can_be_cancelled_before() -> None:
+    workers = InlineWorkers()
+    assert await workers.run(threading.get_ident) == threading.get_ident()
+    ran: list[int] = []
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await workers.run(ran.append, 1)
+    assert scope.cancelled_caught
+    assert not ran
+
+
+def test_production_defaults() -> None:
+    runtime = Runtime()
+    assert isinstance(runtime.clock, SystemClock)
+    assert isinstance(runtime.random, random.SystemRandom)
+    assert isinstance(runtime.workers, ThreadWorkers)
+
+
+def test_simulated_runtime_depends_on_its_seed_only() -> None:
+    async def draws(seed: int) -> tuple[float, float]:
+        runtime = simulated_runtime(seed)
+        assert isinstance(runtime.workers, InlineWorkers)
+        await trio.sleep(100)
+        return runtime.clock.now(), runtime.random.random()
+
+    assert run_deterministic(1, draws, 5) == run_deterministic(1, draws, 5)
+    assert run_deterministic(1, draws, 5)[1] != run_deterministic(1, draws, 6)[1]
