@@ -62,13 +62,15 @@ class SlotUpload:
         self._progress = progress or (lambda progress: None)
         self._total_bytes = sum(block.size for block in slot_blocks)
         self._told_at = 0.0  # when the holder last said more than that it is alive
-        self._all_sent = False
+        self._unsent = 0
+        self._sent = trio.Event()
         self.sending = False  # whether fragments may be under way
 
     async def run(self, link: FragmentStream, next_answer: NextAnswer) -> bytes:
         """From the holder's first answer to its lease."""
         wanted = await self._until_accepted(link, next_answer)
         self.sending = bool(wanted)
+        self._unsent = len(wanted)
         wanted_bytes = sum(block.size for block in wanted)
         self._progress(PutProgress(self._total_bytes - wanted_bytes, self._total_bytes))
         return await alongside(
@@ -112,9 +114,10 @@ class SlotUpload:
             data = await self._read(block)
             if len(data) != block.size:
                 raise CorruptStore(f"{block.cid} has {len(data)} bytes in place of {block.size}")
+            self._unsent -= 1  # the answer may be here before this task goes on
             await link.queue(encode_upload(wire.Fragment(block.stripe, block.size)), data)
         await link.flush()
-        self._all_sent = True
+        self._sent.set()
 
     async def _hear(
         self, link: FragmentStream, next_answer: NextAnswer, wanted: Sequence[SlotBlock]
@@ -134,8 +137,9 @@ class SlotUpload:
                         raise ProtocolViolation(f"{link.peer} answered for another slot")
                     if refusal is not None:
                         raise Refused(f"{link.peer} gives no lease ({refusal})", refusal)
-                    if lease is None or not self._all_sent:
+                    if lease is None or self._unsent:
                         raise ProtocolViolation(f"{link.peer} gave a lease out of turn")
+                    await self._sent.wait()
                     return lease
                 case _:
                     raise ProtocolViolation(f"{link.peer} answered an upload with {answer}")

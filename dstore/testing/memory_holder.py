@@ -31,7 +31,8 @@ class MemoryReception:
         self._slot = slot
         self._stored = holder.slots.setdefault(key, {})
         self.wanted = tuple(stripe for stripe in sorted(slot) if stripe not in self._stored)
-        self.finished = self.abandoned = False
+        self.finished = False
+        self.abandoned = trio.Event()
 
     def expected(self, stripe: int) -> tuple[CID, int]:
         return self._slot[stripe]
@@ -48,7 +49,7 @@ class MemoryReception:
 
     async def abandon(self) -> None:
         await trio.lowlevel.checkpoint()
-        self.abandoned = True
+        self.abandoned.set()
 
 
 async def _at_once(blocks: Sequence[tuple[int, bytes]]) -> None:
