@@ -17,6 +17,7 @@ from dstore.core.unixfs import (
     Budget,
     Descend,
     Directory,
+    DirectoryLister,
     Entry,
     FileBuilder,
     FileChild,
@@ -27,7 +28,6 @@ from dstore.core.unixfs import (
     build_directory,
     children_in_range,
     iter_dag,
-    listing,
     lookup,
     make_leaf,
     name_fault,
@@ -145,13 +145,9 @@ def test_directories(profile: Profile, names: list[str], random: Random) -> None
     assert find(held, root.cid, "/") == Absent()
 
     listed: list[Entry] = []
-    shards = [root.cid]
-    while shards:
-        node = parse(shards[-1], held[shards.pop()])
-        assert isinstance(node, Directory | HamtShard)
-        part = listing(node)
-        listed += part.entries
-        shards += part.shards
+    lister = DirectoryLister(root.cid, Budget(blocks=len(blocks)))
+    while (wanted := lister.wanted()) is not None:
+        listed += lister.supply(held[wanted])
     assert sorted(listed) == sorted(entries)
 
 

@@ -7,6 +7,7 @@
 from dstore.core.unixfs.directory import (
     Absent,
     Descend,
+    DirectoryLister,
     Found,
     Listing,
     build_directory,
@@ -53,6 +54,7 @@ __all__ = [
     "DagWalk",
     "Descend",
     "Directory",
+    "DirectoryLister",
     "Entry",
     "Extent",
     "File",

@@ -15,7 +15,7 @@ from dstore.core import dagpb
 from dstore.core.cid import CID
 from dstore.core.dagpb import PBLink
 from dstore.core.unixfs.file import Block, Link
-from dstore.core.unixfs.hamt import build_shards, slot_of
+from dstore.core.unixfs.hamt import build_shards, hash_prefix, slot_of
 from dstore.core.unixfs.node import (
     DataType,
     Directory,
@@ -25,9 +25,11 @@ from dstore.core.unixfs.node import (
     encode_data,
     encode_node,
     name_fault,
+    parse,
 )
 from dstore.core.unixfs.profile import Profile
-from dstore.errors import InvalidPath
+from dstore.core.unixfs.walk import Budget
+from dstore.errors import InvalidPath, MalformedBlock
 from dstore.limits import DAGPB_LINKS_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX
 
 _DIRECTORY_DATA: Final = encode_data(UnixfsData(DataType.DIRECTORY))
@@ -133,12 +135,76 @@ def lookup(node: Directory | HamtShard, name: str, depth: int = 0) -> Found | De
 
 
 def listing(node: Directory | HamtShard) -> Listing:
-    """The entries of this block and the shards below it, both in encoded order."""
+    """The entries of this block and the shards below it, both in encoded order, as they
+    stand.  To list a directory that is not trusted, use `DirectoryLister`."""
     if isinstance(node, Directory):
         return Listing(node.entries, ())
     entries = tuple(item for item in node.entries if isinstance(item, Entry))
     shards = tuple(item for item in node.entries if isinstance(item, CID))
     return Listing(entries, shards)
+
+
+class DirectoryLister:
+    """All entries of a directory of any form: ask `wanted`, answer with `supply`, until None.
+
+    Entries come in encoded order.  Every name of a HAMT is checked against the slots on the
+    way to it, so that no name comes twice and no tree of repetitions is walked for long.
+    """
+
+    def __init__(self, root: CID, budget: Budget) -> None:
+        self._budget = budget
+        self._pending = [_Shard(root, depth=0, prefix=0)]
+        self._fanout: int | None = None  # of the root's shard, and so of all
+
+    def wanted(self) -> CID | None:
+        """The block to supply next (that of an identity CID is its digest); None at the end."""
+        return self._pending[-1].cid if self._pending else None
+
+    def supply(self, data: bytes) -> tuple[Entry, ...]:
+        """The entries in the wanted block, whose bytes are `data`.
+
+        Raises InvalidPath where the root is no directory, MalformedBlock where a shard is not
+        what belongs in its place, BudgetExceeded.
+        """
+        shard = self._pending.pop()
+        self._budget.enter(shard.depth)
+        self._budget.spend(len(data))
+        node = parse(shard.cid, data)
+        if isinstance(node, Directory) and shard.depth == 0:
+            return node.entries
+        if not isinstance(node, HamtShard):
+            if shard.depth == 0:
+                raise InvalidPath(f"{shard.cid} is not a directory")
+            raise MalformedBlock(f"{shard.cid} is not a shard, and its parent says so")
+        if shard.depth == 0:
+            self._fanout = node.fanout
+        if node.fanout != self._fanout or (shard.depth and not node.entries):
+            raise MalformedBlock(f"shard {shard.cid} does not belong in its directory")
+        return self._entries(shard, node)
+
+    def _entries(self, shard: _Shard, node: HamtShard) -> tuple[Entry, ...]:
+        entries, below = [], []
+        for slot, item in zip(node.slots, node.entries, strict=True):
+            prefix = shard.prefix * node.fanout + slot
+            if isinstance(item, CID):
+                below.append(_Shard(item, shard.depth + 1, prefix))
+            elif hash_prefix(item.name, shard.depth, node.fanout) != prefix:
+                raise MalformedBlock(
+                    f"shard {shard.cid}: {item.name[:64]!r} is where no look-up would find it"
+                )
+            else:
+                entries.append(item)
+        self._pending += reversed(below)
+        return tuple(entries)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """A shard to list; `prefix` is the bits of the hash that lead to it."""
+
+    cid: CID
+    depth: int
+    prefix: int
 
 
 def _check_name(name: str) -> None:

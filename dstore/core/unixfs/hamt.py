@@ -34,8 +34,9 @@ def name_hash(name: str) -> int:
     return half
 
 
-def slot_of(name: str, depth: int, fanout: int) -> int:
-    """The slot of `name` in a shard `depth` levels below the root of its directory.
+def hash_prefix(name: str, depth: int, fanout: int) -> int:
+    """The bits that lead to `name` through the slots of a shard at `depth` (0 is the root of
+    its directory), that shard's own slot last.
 
     Raises MalformedBlock where the trie is deeper than a hash has bits.
     """
@@ -43,7 +44,12 @@ def slot_of(name: str, depth: int, fanout: int) -> int:
     shift = _HASH_BITS - bits * (depth + 1)
     if shift < 0:
         raise MalformedBlock(f"a sharded directory {depth} levels deep")
-    return name_hash(name) >> shift & fanout - 1
+    return name_hash(name) >> shift
+
+
+def slot_of(name: str, depth: int, fanout: int) -> int:
+    """The slot of `name` in a shard at `depth`.  Raises as `hash_prefix`."""
+    return hash_prefix(name, depth, fanout) & fanout - 1
 
 
 def build_shards(
