@@ -192,17 +192,20 @@ class Swarm:
             self._handshakes.pop(number, None)
             if connection is None:
                 self.counters["handshakes_failed"] += 1
-        if connection is not None:
-            self._admit(connection)
-            await self._keep(connection)
+        if connection is None:
+            return
+        if self._closing or connection.peer == self.own:
+            self.counters["connections_refused"] += 1
+            await connection.close()
+            return
+        self._admit(connection)
+        await self._keep(connection)
 
     # --- Keeping --------------------------------------------------------------------
 
     async def _keep(self, connection: Connection) -> None:
         """Run an admitted connection until it ends, and forget it then."""
         try:
-            if self._closing or connection.peer == self.own:
-                return
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve, connection)
                 try:
