@@ -228,6 +228,15 @@ PEER_COOL_OFF_SECONDS: Final = 5  # after a failure others go first; doubles eac
 PEER_COOL_OFF_SECONDS_MAX: Final = 300
 RETRIEVE_SECONDS: Final = 30  # until the first byte; the gateway answers 504 then
 
+PEERS_LISTED_MAX: Final = 1000
+KEEPER_SECONDS: Final = 600
+KEEPER_SLOTS_PER_STEP: Final = 1000
+ORPHANS_PER_STEP: Final = 1000
+WORKER_RETRY_SECONDS: Final = 60
+PROVIDE_CONCURRENCY: Final = 4
+PROVIDE_RETRY_SECONDS: Final = 30  # where no peer confirmed
+SHUTDOWN_SECONDS: Final = 5  # what is under way may end in this time, then it is cancelled
+
 # --- HTTP ------------------------------------------------------------------------------
 HTTP_PATH_CHARS_MAX: Final = 8192
 HTTP_HEADER_BYTES_MAX: Final = 32 * KIB

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import trio
 
 from dstore.core.cid import CID, DAG_CBOR, DAG_PB, RAW
+from dstore.core.unixfs import Descend as DescendInto
 from dstore.core.unixfs import (
     Directory,
     Extent,
@@ -29,7 +30,6 @@ from dstore.core.unixfs import (
     parse,
     parse_child,
 )
-from dstore.core.unixfs import Descend as DescendInto
 from dstore.errors import BudgetExceeded, InvalidPath, NotFoundError
 from dstore.limits import (
     DAG_BLOCKS_MAX,

@@ -290,6 +290,10 @@ class RootSession:
             self._cache.put(cid, data)
         return slot, data
 
+    async def manifests(self) -> list[Manifest]:
+        """The manifests of the root, the search for them begun and waited for."""
+        return await self._discovery.manifests(self.sources)
+
     # --- Segments and sources ----------------------------------------------------------------
 
     async def segment(self, manifest: Manifest, ref: SegmentRef) -> tuple[Segment, Holders]:

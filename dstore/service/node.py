@@ -1,0 +1,417 @@
+"""A node, assembled: which part gets what, in which order they start and stop.  Only wiring.
+
+`open_node` is for programs that embed dstore:
+
+    async with open_node(Path("~/.dstore").expanduser(), NodeOptions()) as node:
+        result = await node.add_path(Path("dataset"), AddOptions())
+        async with node.read(result.cid) as chunks: ...
+
+`assemble` takes stores and a network that exist already; simulations use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from dstore import __version__
+from dstore.core import wire
+from dstore.core.cid import CID
+from dstore.core.envelope import SigningKey
+from dstore.core.erasure import engine_name
+from dstore.core.peerid import PeerId
+from dstore.errors import DstoreError
+from dstore.limits import (
+    GIB,
+    LEASE_SECONDS,
+    MIB,
+    PEERS_LISTED_MAX,
+    PIN_SECONDS_DEFAULT,
+)
+from dstore.network.fragments_client import FragmentsClient
+from dstore.network.fragments_server import serve_fragments
+from dstore.network.routing import Routing, RoutingOptions, open_routing
+from dstore.network.streams import Network, PeerAddresses
+from dstore.runtime import Runtime
+from dstore.service.candidates import CandidateFinder, label_domains, peer_domains
+from dstore.service.fetch import open_fetcher
+from dstore.service.holder import HolderOptions, LocalHolder
+from dstore.service.keeper import Keeper
+from dstore.service.pins import Pins
+from dstore.service.progress import (
+    AddOptions,
+    AddResult,
+    DirectoryEntry,
+    Entry,
+    NodeStatus,
+    PeerStatus,
+    Pin,
+    Report,
+    RootStatus,
+)
+from dstore.service.publish import Publisher, PublishOptions
+from dstore.service.reprovide import Reprovider
+from dstore.service.retrieve import Retriever
+from dstore.service.session import BlockCache, RootSession
+from dstore.service.sources import Discovery
+from dstore.service.status import StatusReader
+from dstore.service.stores import Stores
+from dstore.service.upload import Uploader
+from dstore.service.worker import Worker
+from dstore.storage.catalog import open_catalog
+from dstore.storage.diskstore import open_disk_store
+from dstore.storage.layout import Home
+from dstore.storage.records import RecordFiles
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """What a node is set to; sizes in bytes, times in seconds.  `bootstrap` are multiaddrs
+    that end in /p2p/PEER-ID."""
+
+    role: wire.Role = wire.Role.STORAGE
+    label: str = ""
+    capacity_bytes: int = 100 * GIB
+    reserve_bytes: int = GIB
+    memory_cache_bytes: int = 32 * MIB
+    pin_seconds: int = PIN_SECONDS_DEFAULT
+    lease_seconds: int = LEASE_SECONDS
+    listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    announce: tuple[str, ...] = ()
+    bootstrap: tuple[str, ...] = ()
+    connections_max: int = 1024
+    routing: RoutingOptions = field(default_factory=RoutingOptions)
+
+    @property
+    def stores_slots(self) -> bool:
+        """Whether it keeps fragments for others."""
+        return self.role is wire.Role.STORAGE
+
+
+def _ignore(_: object) -> None:
+    """Progress that nobody watches."""
+
+
+class Node:
+    """A running node: what the interfaces and embedding programs call."""
+
+    def __init__(
+        self,
+        stores: Stores,
+        network: Network,
+        routing: Routing,
+        publisher: Publisher,
+        retriever: Retriever,
+        status: StatusReader,
+        pins: Pins,
+        workers: Sequence[Worker],
+        runtime: Runtime,
+        options: NodeOptions,
+    ) -> None:
+        self.stores = stores
+        self.network = network
+        self.routing = routing
+        self.workers = workers
+        self._publisher = publisher
+        self._retriever = retriever
+        self._status = status
+        self._pins = pins
+        self._runtime = runtime
+        self._options = options
+        self._started = trio.current_time()
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self.network.peer_id
+
+    # --- Writing -------------------------------------------------------------------------
+
+    async def add_path(
+        self,
+        path: Path,
+        options: AddOptions | None = None,
+        report: Report = _ignore,
+        *,
+        hidden: bool = False,
+    ) -> AddResult:
+        """Add a file or directory.  Raises as `Publisher.add_path`."""
+        result = await self._publisher.add_path(
+            path, options or AddOptions(), report, hidden=hidden
+        )
+        self._retriever.forget(result.cid)
+        return result
+
+    async def add_stream(
+        self,
+        chunks: AsyncIterator[bytes],
+        options: AddOptions | None = None,
+        report: Report = _ignore,
+    ) -> AddResult:
+        """Add a file whose bytes come from `chunks`.  Raises as `Publisher.add_path`."""
+        result = await self._publisher.add_stream(chunks, options or AddOptions(), report)
+        self._retriever.forget(result.cid)
+        return result
+
+    # --- Reading -------------------------------------------------------------------------
+
+    async def resolve(self, root: CID, names: Sequence[str] = ()) -> Entry:
+        """What /ipfs/ROOT/NAME/… is.  Raises as `Retriever.resolve`."""
+        return await self._retriever.resolve(root, names)
+
+    def read(
+        self, root: CID, cid: CID | None = None, offset: int = 0, length: int | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The bytes of the file `cid` (the root itself where None) of the root's DAG:
+        `async with node.read(root) as chunks: async for chunk in chunks: …`"""
+        return self._retriever.read(root, cid or root, offset, length)
+
+    def entries(self, root: CID, directory: CID | None = None) -> AsyncIterator[DirectoryEntry]:
+        """The entries of a directory of the root's DAG."""
+        return self._retriever.entries(root, directory or root)
+
+    async def block(self, root: CID, cid: CID | None = None) -> bytes:
+        """One block of the root's DAG, verified."""
+        return await self._retriever.block(root, cid or root)
+
+    # --- Looking -------------------------------------------------------------------------
+
+    async def status(self, root: CID) -> RootStatus:
+        """The health of a root, as its holders answer now.  Raises NotFoundError."""
+        self._retriever.forget(root)
+        return await self._status.status(self._retriever.session(root))
+
+    async def pins(self) -> list[Pin]:
+        """What this node's owner keeps."""
+        return await self._pins.all()
+
+    async def unpin(self, root: CID) -> int:
+        """Let go of a root here and at its holders; how many of them confirmed."""
+        return await self._pins.remove(root)
+
+    async def peers(self) -> list[PeerStatus]:
+        """Peers connected or known, the connected ones first."""
+        rows = await self._runtime.workers.run(self.stores.catalog.peers, PEERS_LISTED_MAX)
+        known = {row.peer: row for row in rows}
+        connected = set(self.network.connected())
+        found = []
+        for peer in sorted(known.keys() | connected, key=lambda one: (one not in connected, one)):
+            row = known.get(peer)
+            addresses = tuple(self.network.known_addresses(peer)) or (row.addresses if row else ())
+            found.append(
+                PeerStatus(
+                    peer=peer,
+                    addresses=addresses,
+                    connected=peer in connected,
+                    role=row.role if row else None,
+                    free_bytes=row.free_bytes if row else None,
+                    domains=row.domains if row else (),
+                    faults=row.faults if row else 0,
+                    last_seen=row.last_seen if row else None,
+                )
+            )
+        return found[:PEERS_LISTED_MAX]
+
+    async def connect(self, target: PeerAddresses) -> None:
+        """Have a connection to a peer.  Raises NetworkError."""
+        await self.network.connect(target)
+        await self.routing.bootstrap([target])
+
+    async def summary(self) -> NodeStatus:
+        """The node itself."""
+        usage = await self._runtime.workers.run(self.stores.blocks.usage)
+        return NodeStatus(
+            peer_id=self.peer_id,
+            addresses=tuple(self.network.addresses()),
+            version=__version__,
+            peers=len(self.network.connected()),
+            blocks=usage.blocks,
+            bytes=usage.bytes,
+            capacity_bytes=self._options.capacity_bytes,
+            uptime_seconds=trio.current_time() - self._started,
+            erasure_engine=engine_name(),
+        )
+
+
+class _Faults:
+    """Misdeeds of peers on their way to the catalog; bounded, the excess dropped."""
+
+    def __init__(self, stores: Stores, runtime: Runtime) -> None:
+        self._stores = stores
+        self._runtime = runtime
+        self._send, self._receive = trio.open_memory_channel[tuple[PeerId, str, str, float]](256)
+
+    def report(self, peer: PeerId, kind: str, detail: str) -> None:
+        try:
+            self._send.send_nowait((peer, kind, detail, self._runtime.clock.now()))
+        except trio.WouldBlock:
+            return
+
+    async def step(self) -> float:
+        """Write down the next one."""
+        fault = await self._receive.receive()
+        await self._runtime.workers.run(self._stores.catalog.record_fault, *fault)
+        return 0.0
+
+
+@asynccontextmanager
+async def assemble(
+    stores: Stores,
+    network: Network,
+    identity: SigningKey,
+    owner: SigningKey,
+    options: NodeOptions,
+    runtime: Runtime,
+) -> AsyncIterator[Node]:
+    """A node over stores and a network that the caller opened and will close."""
+    faults = _Faults(stores, runtime)
+    domains = label_domains(options.label)
+    own_domains = peer_domains(network.addresses(), domains)
+    async with (
+        open_routing(network, options.routing, runtime) as routing,
+        FragmentsClient(network, runtime) as client,
+        open_fetcher(client, faults.report) as fetcher,
+        trio.open_nursery() as nursery,
+    ):
+        reprovider = Reprovider(routing, stores, runtime)
+        holder = LocalHolder(
+            stores,
+            network,
+            identity,
+            runtime,
+            HolderOptions(
+                options.role,
+                options.capacity_bytes if options.stores_slots else 0,
+                domains,
+                options.lease_seconds,
+            ),
+            on_held=reprovider.provide_soon,
+        )
+        serve_fragments(network, holder, runtime, faults.report)
+        discovery = Discovery(network, routing, client, fetcher, stores, runtime, nursery)
+        cache = BlockCache(options.memory_cache_bytes)
+
+        def new_session(root: CID) -> RootSession:
+            return RootSession(
+                root, discovery, fetcher, client, network, stores, cache, runtime, nursery
+            )
+
+        publisher = Publisher(
+            stores,
+            network,
+            routing,
+            CandidateFinder(network, routing, client, stores, runtime),
+            Uploader(network, client, holder, stores, runtime),
+            owner,
+            runtime,
+            PublishOptions(options.pin_seconds, own_domains, options.stores_slots),
+        )
+        workers = [
+            reprovider.worker,
+            Keeper(stores, holder, runtime, options.lease_seconds).worker,
+            Worker("faults", faults.step),
+        ]
+        node = Node(
+            stores,
+            network,
+            routing,
+            publisher,
+            Retriever(new_session),
+            StatusReader(network, client, stores, runtime, own_domains),
+            Pins(stores, network, client, owner, runtime),
+            workers,
+            runtime,
+            options,
+        )
+        for worker in workers:
+            nursery.start_soon(worker.run)
+        for row in await runtime.workers.run(stores.catalog.peers, PEERS_LISTED_MAX):
+            routing.add_peer(PeerAddresses(row.peer, row.addresses))
+        yield node
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_stores(home: Home, options: NodeOptions, runtime: Runtime) -> AsyncIterator[Stores]:
+    """The stores of a home directory whose lock the caller holds; a lost catalog is rebuilt
+    from the record files, and what killed operations kept is let go."""
+
+    def work() -> Stores:
+        records = RecordFiles(home.records)
+        catalog = open_catalog(home.catalog, records)
+        try:
+            if catalog.created:
+                catalog.rebuild(records, now=runtime.clock.now())
+            catalog.release_stale_operations()
+            blocks = open_disk_store(
+                home.blocks,
+                reserve_bytes=options.reserve_bytes,
+                capacity_bytes=options.capacity_bytes,
+            )
+        except DstoreError:
+            catalog.close()
+            raise
+        return Stores(blocks, catalog)
+
+    stores = await runtime.workers.run(work)
+    try:
+        yield stores
+    finally:
+        with trio.CancelScope(shield=True):
+            await runtime.workers.run(stores.blocks.close)
+            await runtime.workers.run(stores.catalog.close)
+
+
+@asynccontextmanager
+async def open_node(
+    directory: Path, options: NodeOptions | None = None, runtime: Runtime | None = None
+) -> AsyncIterator[Node]:
+    """A node on the real network with the home directory `directory`, made where missing.
+
+    It stops in the reverse order of its start: background work and reads end, then the
+    network, and the stores last, each within SHUTDOWN_SECONDS.  Raises AlreadyRunning,
+    StoreTooNew, CorruptStore, NodeError, ConfigError.
+    """
+    # Imported here: libp2p costs most of a second, which simulations need not pay.
+    from dstore.network.bootstrap import bootstrap_targets
+    from dstore.network.host import HostOptions, open_host
+
+    options = options or NodeOptions()
+    runtime = runtime or Runtime()
+    home = Home(directory)
+    await runtime.workers.run(partial(init_home, home, runtime))
+    with home.lock():
+        home.check()
+        identity = SigningKey.from_seed(home.read_private(home.identity_key))
+        owner = SigningKey.from_seed(home.read_private(home.owner_key))
+        host_options = HostOptions(
+            listen=options.listen,
+            announce=options.announce,
+            agent=f"dstore/{__version__}",
+            connections_max=options.connections_max,
+        )
+        async with (
+            open_stores(home, options, runtime) as stores,
+            open_host(host_options, identity.seed, runtime) as host,
+            assemble(stores, host, identity, owner, options, runtime) as node,
+            trio.open_nursery() as nursery,
+        ):
+            # After everything is served: peers ask once what this node speaks.
+            nursery.start_soon(node.routing.bootstrap, bootstrap_targets(options.bootstrap))
+            yield node
+            nursery.cancel_scope.cancel()
+
+
+def init_home(home: Home, runtime: Runtime) -> bool:
+    """Make the home directory with its keys, in a worker; False where they are there."""
+    if home.exists:
+        return False
+    home.create()
+    for path in (home.identity_key, home.owner_key):
+        if not path.exists():
+            home.write_private(path, runtime.random.randbytes(32))
+    return True

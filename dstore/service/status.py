@@ -1,0 +1,173 @@
+"""How a root is doing: who holds which slot right now, and what may still be lost.
+
+Holders are asked, not believed from memory: a slot is live when its holder answered just
+now that it has it whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import trio
+
+from dstore.core.cid import CID
+from dstore.core.health import SegmentState, SlotState, segment_state, worst_state
+from dstore.core.manifest import Manifest, Segment
+from dstore.core.peerid import PeerId
+from dstore.core.placement import (
+    Guarantee,
+    components,
+    describe,
+    guarantee,
+    shapes_of,
+    worst,
+)
+from dstore.errors import NetworkError, NotFoundError, PeerError
+from dstore.limits import HELLO_SECONDS
+from dstore.network.fragments_client import FragmentsClient
+from dstore.network.streams import Network
+from dstore.runtime import Runtime
+from dstore.service.candidates import peer_domains
+from dstore.service.progress import GuaranteeStatus, RootStatus, SegmentStatus, SlotStatus
+from dstore.service.session import Holders, RootSession
+from dstore.service.stores import Stores
+from dstore.storage.rows import PinRow
+
+
+class StatusReader:
+    """Looks at the health of roots."""
+
+    def __init__(
+        self,
+        network: Network,
+        client: FragmentsClient,
+        stores: Stores,
+        runtime: Runtime,
+        own_domains: frozenset[str],
+    ) -> None:
+        self._network = network
+        self._client = client
+        self._stores = stores
+        self._runtime = runtime
+        self._own_domains = own_domains
+
+    async def status(self, session: RootSession) -> RootStatus:
+        """The root's health.  Raises NotFoundError where neither this node nor anybody that
+        answers knows the root."""
+        root = session.sources.root
+        pin = await self._runtime.workers.run(self._stores.catalog.get_pin, root)
+        manifests = await session.manifests()
+        wanted = pin.manifest if pin is not None else None
+        manifest = next((one for one in manifests if one.cid == wanted), None)
+        if manifest is None and manifests and wanted is None:
+            manifest = manifests[-1]
+        if manifest is None:
+            return await self._unprotected(session, pin)
+        segments: list[SegmentStatus] = []
+        guarantees: list[Guarantee] = []
+        for ref in manifest.segments:
+            segment, holders = await session.segment(manifest, ref)
+            status, promise = await self._segment(segment, holders)
+            segments.append(status)
+            guarantees.append(promise)
+        reached = worst(guarantees) or Guarantee(0, 0)
+        states: list[SegmentState] = [segment.state for segment in segments]
+        return RootStatus(
+            cid=root,
+            manifest=manifest.cid,
+            code=(manifest.code.k, manifest.code.m),
+            state=worst_state(states),
+            size=manifest.bytes,
+            guarantee=GuaranteeStatus(
+                max(0, reached.peers), max(0, reached.domains), describe(reached)
+            ),
+            segments=tuple(segments),
+            expires=await self._expires(manifest, pin),
+        )
+
+    async def _unprotected(self, session: RootSession, pin: PinRow | None) -> RootStatus:
+        root = session.sources.root
+        data = await session.block(root)
+        if pin is None and not session.sources.peers:
+            raise NotFoundError(f"{root} is not protected, as far as anybody who answers knows")
+        return RootStatus(
+            cid=root,
+            manifest=None,
+            code=None,
+            state="local",
+            size=len(data),
+            guarantee=GuaranteeStatus(0, 0, "one copy, not protected"),
+        )
+
+    async def _expires(self, manifest: Manifest, pin: PinRow | None) -> float | None:
+        if pin is not None and pin.expires is not None:
+            return pin.expires
+        rows = await self._runtime.workers.run(self._stores.catalog.pin_records, manifest.root)
+        return max((row.expires for row in rows), default=None)
+
+    async def _segment(self, segment: Segment, holders: Holders) -> tuple[SegmentStatus, Guarantee]:
+        """One segment: its slots as their holders confirm them now."""
+        live: dict[int, set[PeerId]] = {}
+        now = self._runtime.clock.now()
+        for row in await self._runtime.workers.run(self._stores.catalog.held_slots, segment.cid):
+            if row.state == "held" and row.expires > now:
+                live.setdefault(row.slot, set()).add(self._network.peer_id)
+        with trio.move_on_after(HELLO_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for peer in {peer for peers in holders.values() for peer in peers}:
+                    nursery.start_soon(self._ask, peer, segment.cid, live)
+        placements = await self._runtime.workers.run(self._stores.catalog.placements, segment.cid)
+        promised = {row.slot for row in placements if row.expires > now}
+        shapes = shapes_of(segment)
+        existing = {slot for shape in shapes for slot in shape.slots}
+        slots: list[SlotStatus] = []
+        states: dict[int, SlotState] = {}
+        for slot in range(segment.n):
+            peers = tuple(sorted(live.get(slot, ())))
+            state = _slot_state(slot in existing, bool(peers), slot in promised)
+            slots.append(SlotStatus(slot, peers, state))
+            if state in ("live", "away"):
+                states[slot] = "live" if state == "live" else "away"
+        status = SegmentStatus(
+            segment.cid,
+            segment_state(segment.code, shapes, states),
+            segment.data_bytes,
+            tuple(slots),
+        )
+        domains = components(await self._domains([p for peers in live.values() for p in peers]))
+        return status, guarantee(shapes, live, domains)
+
+    async def _ask(self, peer: PeerId, segment: CID, live: dict[int, set[PeerId]]) -> None:
+        try:
+            answer = await self._client.have(peer, [segment])
+        except (NetworkError, PeerError):
+            return
+        for holding in answer.holdings:
+            for held in holding.slots:
+                if held.whole:
+                    live.setdefault(held.slot, set()).add(peer)
+
+    async def _domains(self, peers: Sequence[PeerId]) -> dict[PeerId, frozenset[str]]:
+        def work() -> dict[PeerId, frozenset[str]]:
+            found: dict[PeerId, frozenset[str]] = {}
+            for peer in set(peers):
+                if peer == self._network.peer_id:
+                    found[peer] = self._own_domains
+                    continue
+                row = self._stores.catalog.peer(peer)
+                addresses = self._network.known_addresses(peer)
+                found[peer] = peer_domains(addresses, row.domains if row else ())
+            return found
+
+        return await self._runtime.workers.run(work)
+
+
+def _slot_state(
+    exists: bool, answered: bool, promised: bool
+) -> Literal["live", "away", "missing", "empty"]:
+    if not exists:
+        return "empty"
+    if answered:
+        return "live"
+    return "away" if promised else "missing"
