@@ -119,10 +119,10 @@ class HolderTables(ReferenceTables):
             _put_slot(connection, row, unless_held=False)
 
     def _restore_slot(self, row: HeldSlot) -> None:
-        """From its file, where the table has none or an older one."""
+        """From its file, where the table has none or an older one; synced by whoever is next."""
         known = self.held_slot(row.segment, row.slot, row.owner)
         if known is None or known.updated < row.updated:
-            with self._db.transaction() as connection:
+            with self._db.transaction(durable=False) as connection:
                 _put_slot(connection, row, unless_held=False)
 
     def delete_slot(self, segment: CID, slot: int, owner: bytes | None = None) -> None:
@@ -230,13 +230,16 @@ class HolderTables(ReferenceTables):
         self._insert_pin_record(row)
 
     def _restore_pin_record(self, row: PinRecordRow) -> None:
-        """From its file, where the table has none or an older one."""
+        """From its file, where the table has none or an older one; synced by whoever is next."""
         known = self.pin_record(row.owner, row.root)
-        if known is None or _order(known.seq, known.envelope) < _order(row.seq, row.envelope):
-            self._insert_pin_record(row)
+        if known is not None:
+            keep_until = max(known.keep_until, row.keep_until)
+            newer = _order(known.seq, known.envelope) < _order(row.seq, row.envelope)
+            row = replace(row if newer else known, keep_until=keep_until)
+        self._insert_pin_record(row, durable=False)
 
-    def _insert_pin_record(self, row: PinRecordRow) -> None:
-        with self._db.transaction() as connection:
+    def _insert_pin_record(self, row: PinRecordRow, *, durable: bool = True) -> None:
+        with self._db.transaction(durable=durable) as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO pin_records"
                 " (owner, root_key, root, seq, expires, envelope, keep_until)"

@@ -36,12 +36,12 @@ class OwnerTables:
         self._insert_pin(pin)
 
     def _restore_pin(self, pin: PinRow) -> None:
-        """From its file, where the table has none."""
+        """From its file, where the table has none; synced by whoever is next."""
         if self.get_pin(pin.root) is None:
-            self._insert_pin(pin)
+            self._insert_pin(pin, durable=False)
 
-    def _insert_pin(self, pin: PinRow) -> None:
-        with self._db.transaction() as connection:
+    def _insert_pin(self, pin: PinRow, *, durable: bool = True) -> None:
+        with self._db.transaction(durable=durable) as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO pins"
                 " (root_key, root, mode, name, created, expires, k, m, manifest)"

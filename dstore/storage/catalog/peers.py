@@ -42,13 +42,12 @@ class PeerTables:
         replace those known."""
         kept = _texts(addresses, KAD_ADDRESSES_PER_PEER_MAX)
         with self._db.transaction(durable=False) as connection:
-            _ensure(connection, peer, now)
+            self._ensure(connection, peer, now)
             connection.execute(
                 "UPDATE peers SET last_seen = max(last_seen, ?), failures = 0,"
                 " addresses = CASE WHEN ? THEN ? ELSE addresses END WHERE peer = ?",
                 (now, bool(kept), json.dumps(kept), peer.binary),
             )
-            self._evict(connection)
 
     def peer_terms(
         self,
@@ -60,7 +59,7 @@ class PeerTables:
     ) -> None:
         """What the peer's Hello said."""
         with self._db.transaction(durable=False) as connection:
-            _ensure(connection, peer, now)
+            self._ensure(connection, peer, now)
             connection.execute(
                 "UPDATE peers SET role = ?, free_bytes = ?, domains = ?,"
                 " last_seen = max(last_seen, ?), failures = 0 WHERE peer = ?",
@@ -72,7 +71,6 @@ class PeerTables:
                     peer.binary,
                 ),
             )
-            self._evict(connection)
 
     def peer_failed(self, peer: PeerId, now: float) -> None:
         """The peer did not answer; nothing happens where it is not known."""
@@ -123,22 +121,22 @@ class PeerTables:
             ).fetchall()
         return [_peer(row) for row in rows]
 
-    def _evict(self, connection: sqlite3.Connection) -> None:
+    def _ensure(self, connection: sqlite3.Connection, peer: PeerId, now: float) -> None:
+        """A row for the peer; a new one may cost others theirs."""
+        inserted = connection.execute(
+            "INSERT OR IGNORE INTO peers (peer, addresses, first_seen, last_seen, useful)"
+            " VALUES (?1, '[]', ?2, ?2, EXISTS (SELECT 1 FROM placements WHERE peer = ?1))",
+            (peer.binary, now),
+        ).rowcount
+        if inserted <= 0:
+            return
         (count,) = connection.execute("SELECT count(*) FROM peers").fetchone()
         if count > self._peers_max:
             connection.execute(
-                "DELETE FROM peers WHERE peer IN (SELECT peer FROM peers"
+                "DELETE FROM peers WHERE peer IN (SELECT peer FROM peers WHERE peer != ?"
                 " ORDER BY useful, last_seen LIMIT ?)",
-                (count - self._peers_max + min(_EVICTED_AT_ONCE, self._peers_max // 10),),
+                (peer.binary, count - self._peers_max + min(_EVICTED_AT_ONCE, count // 10)),
             )
-
-
-def _ensure(connection: sqlite3.Connection, peer: PeerId, now: float) -> None:
-    connection.execute(
-        "INSERT OR IGNORE INTO peers (peer, addresses, first_seen, last_seen, useful)"
-        " VALUES (?1, '[]', ?2, ?2, EXISTS (SELECT 1 FROM placements WHERE peer = ?1))",
-        (peer.binary, now),
-    )
 
 
 def _texts(texts: Sequence[str], count_max: int) -> list[str]:

@@ -29,9 +29,7 @@ def file_of(directory: Path, cid: CID) -> Path:
 def overwrite_small(directory: Path, cid: CID, data: bytes) -> None:
     database = Database(directory / "small.sqlite3", ((),), what="test")
     with database.transaction() as connection:
-        connection.execute(
-            "UPDATE blocks SET data = ? WHERE multihash = ?", (data, cid.multihash)
-        )
+        connection.execute("UPDATE blocks SET data = ? WHERE multihash = ?", (data, cid.multihash))
     database.close()
 
 

@@ -40,7 +40,9 @@ def queued(group: GroupCommit[int], count: int) -> None:
     raise AssertionError("the calls never came")
 
 
-def start(group: GroupCommit[int], commits: Commits, pool: ThreadPoolExecutor) -> list[Future[None]]:
+def start(
+    group: GroupCommit[int], commits: Commits, pool: ThreadPoolExecutor
+) -> list[Future[None]]:
     """One leader in its commit and three calls that wait for the next one."""
     futures: list[Future[None]] = [pool.submit(group.run, [0])]
     assert commits.entered.acquire(timeout=10)
@@ -99,7 +101,9 @@ def test_large_batches_with_and_without_syncfs(
 ) -> None:
     if not syncfs:
         monkeypatch.setattr(durable, "_syncfs", None)
-    monkeypatch.setattr(durable, "_sync_file_range", None if not syncfs else durable._sync_file_range)
+    monkeypatch.setattr(
+        durable, "_sync_file_range", None if not syncfs else durable._sync_file_range
+    )
     files = DurableFiles(tmp_path / "tmp")
     batch = [(str(tmp_path / f"{number}"), bytes([number])) for number in range(150)]
     files.write(batch)

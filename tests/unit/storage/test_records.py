@@ -25,9 +25,7 @@ from dstore.storage.records import (
 from dstore.storage.rows import HeldSlot, PinRecordRow, PinRow
 
 cids = st.builds(
-    lambda data, codec, version: CID.of(
-        DAG_PB if version == 0 else codec, data, version=version
-    ),
+    lambda data, codec, version: CID.of(DAG_PB if version == 0 else codec, data, version=version),
     st.binary(max_size=8),
     st.sampled_from([DAG_PB, DAG_CBOR]),
     st.sampled_from([0, 1]),

@@ -1,0 +1,590 @@
+"""The catalog: every table, its edges, restarts, damage, and the rebuild from record files."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dstore.core.cid import CID, DAG_CBOR, DAG_PB, RAW
+from dstore.core.peerid import PeerId
+from dstore.errors import (
+    CorruptStore,
+    MalformedBlock,
+    NodeError,
+    NotFoundError,
+    StorageFull,
+    StoreTooNew,
+)
+from dstore.storage.catalog import (
+    Catalog,
+    Fault,
+    HeldSlot,
+    ManifestRow,
+    PinRow,
+    Placement,
+    ReferenceKind,
+    open_catalog,
+    operation_key,
+    pin_key,
+    slot_key,
+)
+from dstore.storage.database import Database
+from dstore.storage.memory import MemoryStore
+from dstore.storage.records import RecordFiles
+from dstore.testing.blockstore_suite import block
+
+NOW = 1_800_000_000.0
+ALICE, BOB = b"a" * 32, b"b" * 32
+
+
+def cid(text: str, codec: int = DAG_CBOR) -> CID:
+    return CID.of(codec, text.encode())
+
+
+def peer(number: int) -> PeerId:
+    return PeerId.of_ed25519(number.to_bytes(32, "big"))
+
+
+ROOT, MANIFEST, SEGMENT, OTHER = cid("root", DAG_PB), cid("manifest"), cid("segment"), cid("other")
+PIN = PinRow(ROOT, "protected", "holiday", NOW, NOW + 10, 4, 2, MANIFEST)
+SLOT = HeldSlot(
+    segment=SEGMENT,
+    slot=3,
+    owner=ALICE,
+    root=ROOT,
+    manifest=MANIFEST,
+    bytes=1000,
+    state="reserved",
+    lease=None,
+    expires=NOW + 600,
+    updated=NOW,
+)
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    catalog = open_catalog(tmp_path / "catalog.sqlite3")
+    yield catalog
+    catalog.close()
+
+
+class TestReferences:
+    def test_a_block_stays_while_anything_keeps_it(self, catalog: Catalog) -> None:
+        names = [bytes([number]) for number in range(3)]
+        catalog.reference(ReferenceKind.LOCAL_PIN, b"one", names[:2])
+        catalog.reference(ReferenceKind.LOCAL_PIN, b"two", names[1:2])
+        catalog.reference(ReferenceKind.CACHE, b"one", names[1:2])
+        assert catalog.referenced(names) == [True, True, False]
+        assert catalog.unreferenced(names) == names[2:]
+        catalog.release(ReferenceKind.LOCAL_PIN, b"one")
+        assert catalog.referenced(names) == [False, True, False]
+        assert catalog.references_of(names[1]) == [
+            (ReferenceKind.LOCAL_PIN, b"two"),
+            (ReferenceKind.CACHE, b"one"),
+        ]
+        catalog.release(ReferenceKind.LOCAL_PIN, b"two")
+        catalog.release(ReferenceKind.CACHE, b"one")
+        assert catalog.referenced(names) == [False] * 3
+
+    def test_referencing_adds_and_repeats_harmlessly(self, catalog: Catalog) -> None:
+        catalog.reference(ReferenceKind.SLOT, b"k", [b"a", b"b", b"a"])
+        catalog.reference(ReferenceKind.SLOT, b"k", [b"b", b"c"])
+        catalog.reference(ReferenceKind.SLOT, b"k", [])
+        assert sorted(catalog.referenced_by(ReferenceKind.SLOT, b"k")) == [b"a", b"b", b"c"]
+        catalog.release(ReferenceKind.SLOT, b"never")
+
+    def test_more_than_one_step(self, catalog: Catalog) -> None:
+        names = [number.to_bytes(4, "big") for number in range(20_001)]
+        catalog.reference(ReferenceKind.LOCAL_PIN, b"big", iter(names))
+        assert all(catalog.referenced([names[0], names[9_999], names[10_000], names[-1]]))
+        catalog.release(ReferenceKind.LOCAL_PIN, b"big")
+        assert not any(catalog.referenced(names))
+        with catalog._db.reading() as connection:
+            assert connection.execute("SELECT count(*) FROM block_references").fetchone() == (0,)
+
+    def test_a_release_cut_short_is_finished_at_the_next_start(self, tmp_path: Path) -> None:
+        catalog = open_catalog(tmp_path / "c")
+        catalog.reference(ReferenceKind.SLOT, b"k", [b"a"])
+        with catalog._db.transaction() as connection:
+            connection.execute("UPDATE reference_sets SET released = 1")
+        catalog.reference(ReferenceKind.SLOT, b"k", [b"b"])
+        assert catalog.referenced([b"a", b"b"]) == [False, True]
+        catalog.close()
+        catalog = open_catalog(tmp_path / "c")
+        with catalog._db.reading() as connection:
+            rows = connection.execute("SELECT multihash FROM block_references").fetchall()
+        assert rows == [(b"b",)]
+        catalog.close()
+
+    def test_stale_operations_are_released_and_their_orphans_swept(self, tmp_path: Path) -> None:
+        store = MemoryStore()
+        blocks = [block(number) for number in range(4)]
+        names = [name.multihash for name, _ in blocks]
+        catalog = open_catalog(tmp_path / "c")
+        first = catalog.begin_operation("add", NOW)
+        second = catalog.begin_operation("add", NOW + 1)
+        assert first != second
+        catalog.reference(ReferenceKind.OPERATION, operation_key(first), names[:2])
+        catalog.reference(ReferenceKind.OPERATION, operation_key(second), names[2:])
+        catalog.reference(ReferenceKind.LOCAL_PIN, pin_key(blocks[2][0]), names[2:3])
+        store.put_many(blocks)
+        catalog.end_operation(first)
+        assert sorted(catalog.orphans(store)) == sorted(names[:2])
+        catalog.close()
+
+        catalog = open_catalog(tmp_path / "c")
+        assert [(one.id, one.kind) for one in catalog.release_stale_operations()] == (
+            [(second, "add")]
+        )
+        assert catalog.operations() == []
+        orphans = sorted(catalog.orphans(store))
+        assert orphans == sorted([*names[:2], names[3]])
+        assert catalog.begin_operation("add", NOW) > second
+        assert catalog.sweep(store, names) == 3
+        assert list(store.multihashes()) == [names[2]]
+        catalog.close()
+
+    def test_a_sweep_asks_again_under_the_lock(self, catalog: Catalog) -> None:
+        """A block referenced between the listing and the sweep is not deleted."""
+        store = MemoryStore()
+        store.put_many([block(1)])
+        listed = list(catalog.orphans(store))
+        catalog.reference(ReferenceKind.OPERATION, operation_key(1), listed)
+        assert catalog.sweep(store, listed) == 0
+        assert store.usage().blocks == 1
+
+    def test_a_reference_waits_for_the_sweep_that_runs(self, catalog: Catalog) -> None:
+        """So that a put after the reference sees that the block is gone, and writes it."""
+        deleting, referenced = threading.Event(), threading.Event()
+
+        def reference() -> None:
+            deleting.wait(10)
+            catalog.reference(ReferenceKind.OPERATION, operation_key(1), [block(1)[0].multihash])
+            referenced.set()
+
+        class SlowStore(MemoryStore):
+            def delete_many(self, cids: object) -> None:
+                deleting.set()
+                assert not referenced.wait(0.05)
+                super().delete_many([block(1)[0]])
+
+        store = SlowStore()
+        store.put_many([block(1)])
+        thread = threading.Thread(target=reference)
+        thread.start()
+        catalog.sweep(store, [block(1)[0].multihash])
+        thread.join()
+        assert referenced.is_set()
+        assert store.has_many([block(1)[0]]) == [False]
+
+
+class TestOwner:
+    def test_pins(self, catalog: Catalog) -> None:
+        local = PinRow(cid("x", RAW), "local", None, NOW - 1, None)
+        catalog.put_pin(PIN)
+        catalog.put_pin(local)
+        assert catalog.get_pin(ROOT) == PIN
+        assert catalog.pins() == [local, PIN]
+        renamed = replace(PIN, name="h", expires=None)
+        catalog.put_pin(renamed)
+        assert catalog.get_pin(ROOT) == renamed
+        assert catalog.delete_pin(ROOT)
+        assert not catalog.delete_pin(ROOT)
+        assert catalog.get_pin(ROOT) is None
+        assert catalog.pins() == [local]
+
+    def test_either_spelling_finds_a_root_and_codecs_differ(self, catalog: Catalog) -> None:
+        old = CID.of(DAG_PB, b"root", version=0)
+        catalog.put_pin(replace(PIN, root=old))
+        found = catalog.get_pin(ROOT)
+        assert found is not None
+        assert found.root == old
+        assert catalog.get_pin(CID.of(RAW, b"root")) is None
+
+    def test_manifests(self, catalog: Catalog) -> None:
+        row = ManifestRow(ROOT, MANIFEST, 4, 2, 10**12, 10**6, (SEGMENT, OTHER, SEGMENT))
+        again = ManifestRow(ROOT, cid("manifest 2"), 10, 4, 10**12, 10**6, (OTHER,))
+        elsewhere = replace(row, root=OTHER)
+        for one in (row, again, elsewhere, row):
+            catalog.put_manifest(one)
+        assert catalog.manifests_of(ROOT) == [row, again]
+        assert catalog.manifests_of(cid("unknown")) == []
+        assert set(catalog.roots_with_segment(SEGMENT)) == {ROOT, OTHER}
+        assert set(catalog.roots_with_segment(OTHER)) == {ROOT, OTHER}
+        catalog.delete_manifest(OTHER, MANIFEST)
+        assert catalog.roots_with_segment(SEGMENT) == [ROOT]
+
+    def test_placements(self, catalog: Catalog) -> None:
+        one = Placement(SEGMENT, 0, peer(1), NOW, b"lease", NOW - 5)
+        two = Placement(SEGMENT, 0, peer(2), NOW)
+        three = Placement(SEGMENT, 1, peer(1), NOW)
+        catalog.put_placements([three, one])
+        catalog.put_placement(two)
+        assert catalog.placements(SEGMENT) == [one, two, three]
+        assert catalog.placements_with(peer(1)) == [one, three]
+        catalog.put_placement(replace(one, expires=NOW + 9, lease=None, last_answered=None))
+        assert catalog.placements(SEGMENT)[0] == replace(one, expires=NOW + 9)
+        catalog.forget_placement(SEGMENT, 0, peer(1))
+        assert catalog.placements(SEGMENT) == [two, three]
+        assert catalog.placements(OTHER) == []
+
+
+class TestHolder:
+    def test_a_slot_is_reserved_held_trashed_and_deleted(self, catalog: Catalog) -> None:
+        key = slot_key(SEGMENT, 3)
+        catalog.reserve_slot(SLOT)
+        catalog.reference(ReferenceKind.SLOT, key, [b"block"])
+        assert catalog.held_slot(SEGMENT, 3) == SLOT
+        assert catalog.held_slot(SEGMENT, 2) is None
+        assert (catalog.reserved_bytes(), catalog.held_bytes()) == (1000, 0)
+        assert catalog.held_segments() == []
+
+        catalog.hold_slot(SEGMENT, 3, b"lease", NOW + 99, NOW + 1)
+        held = replace(SLOT, state="held", lease=b"lease", expires=NOW + 99, updated=NOW + 1)
+        assert catalog.held_slots() == catalog.held_slots(SEGMENT) == [held]
+        assert (catalog.reserved_bytes(), catalog.held_bytes()) == (0, 1000)
+        assert catalog.held_roots() == [ROOT]
+        assert catalog.held_segments() == [SEGMENT]
+
+        catalog.release_slot(SEGMENT, 3, NOW + 2)
+        assert catalog.held_slot(SEGMENT, 3) == replace(held, state="trash", updated=NOW + 2)
+        assert catalog.held_roots() == []
+        assert catalog.empty_trash(NOW + 2) == []
+        assert catalog.referenced([b"block"]) == [True]
+        assert [row.slot for row in catalog.empty_trash(NOW + 3)] == [3]
+        assert catalog.referenced([b"block"]) == [False]
+        assert catalog.held_slots() == []
+
+    def test_a_slot_in_the_trash_may_be_reserved_again(self, catalog: Catalog) -> None:
+        catalog.reserve_slot(SLOT)
+        catalog.release_slot(SEGMENT, 3, NOW)
+        catalog.reserve_slot(replace(SLOT, updated=NOW + 5))
+        assert catalog.held_slot(SEGMENT, 3) == replace(SLOT, updated=NOW + 5)
+
+    def test_a_held_slot_is_not_reserved_away(self, catalog: Catalog) -> None:
+        catalog.reserve_slot(SLOT)
+        catalog.hold_slot(SEGMENT, 3, b"lease", NOW, NOW)
+        catalog.reserve_slot(replace(SLOT, updated=NOW + 5))
+        row = catalog.held_slot(SEGMENT, 3)
+        assert row is not None
+        assert row.state == "held"
+        assert row.lease == b"lease"
+
+    def test_holding_what_was_never_reserved(self, catalog: Catalog) -> None:
+        with pytest.raises(NotFoundError):
+            catalog.hold_slot(SEGMENT, 3, b"lease", NOW, NOW)
+        catalog.release_slot(SEGMENT, 3, NOW)
+        catalog.delete_slot(SEGMENT, 3)
+
+    def test_idle_reservations_expire_with_their_references(self, catalog: Catalog) -> None:
+        for slot in range(3):
+            catalog.reserve_slot(replace(SLOT, slot=slot))
+            catalog.reference(ReferenceKind.SLOT, slot_key(SEGMENT, slot), [bytes([slot])])
+        catalog.touch_reservation(SEGMENT, 1, NOW + 50)
+        catalog.hold_slot(SEGMENT, 2, b"lease", NOW, NOW)
+        assert [row.slot for row in catalog.expire_reservations(NOW + 10)] == [0]
+        assert catalog.referenced([b"\0", b"\1", b"\2"]) == [False, True, True]
+        assert catalog.reserved_bytes() == 1000
+
+    def test_two_owners_of_one_slot(self, catalog: Catalog) -> None:
+        """Each has a lease; the blocks stay until both are done."""
+        key = slot_key(SEGMENT, 3)
+        catalog.reserve_slot(SLOT)
+        catalog.reserve_slot(replace(SLOT, owner=BOB))
+        catalog.reference(ReferenceKind.SLOT, key, [b"block"])
+        catalog.hold_slot(SEGMENT, 3, b"for alice", NOW, NOW + 1, owner=ALICE)
+        catalog.hold_slot(SEGMENT, 3, b"for bob", NOW, NOW + 2, owner=BOB)
+        assert {row.lease for row in catalog.held_slots(SEGMENT)} == {b"for alice", b"for bob"}
+        catalog.release_slot(SEGMENT, 3, NOW + 3, owner=BOB)
+        catalog.delete_slot(SEGMENT, 3, owner=BOB)
+        alice = catalog.held_slot(SEGMENT, 3)
+        assert alice is not None
+        assert (alice.owner, alice.state) == (ALICE, "held")
+        assert catalog.referenced([b"block"]) == [True]
+        catalog.delete_slot(SEGMENT, 3)
+        assert catalog.referenced([b"block"]) == [False]
+
+    def test_the_newest_pin_record_wins(self, catalog: Catalog) -> None:
+        low, high = sorted([b"one", b"two"], key=lambda e: __import__("hashlib").sha256(e).digest())
+        assert catalog.put_pin_record(ALICE, ROOT, 5, NOW, low)
+        assert catalog.put_pin_record(ALICE, ROOT, 5, NOW, low)
+        assert catalog.put_pin_record(ALICE, ROOT, 5, NOW + 1, high)
+        assert not catalog.put_pin_record(ALICE, ROOT, 5, NOW, low)
+        assert not catalog.put_pin_record(ALICE, ROOT, 4, NOW, b"old")
+        record = catalog.pin_record(ALICE, ROOT)
+        assert record is not None
+        assert (record.seq, record.envelope, record.expires) == (5, high, NOW + 1)
+        assert catalog.put_pin_record(BOB, ROOT, 1, NOW, b"bob's")
+        assert catalog.put_pin_record(BOB, OTHER, 1, NOW, b"bob's")
+        assert {row.owner for row in catalog.pin_records(ROOT)} == {ALICE, BOB}
+        assert len(catalog.pin_records()) == 3
+        assert catalog.pin_record(ALICE, OTHER) is None
+
+    def test_a_tombstone_stays_until_the_latest_expiry_seen(self, catalog: Catalog) -> None:
+        """A release (short expiry) must outlive the long record that it ended."""
+        catalog.put_pin_record(ALICE, ROOT, 1, NOW + 1000, b"long")
+        catalog.put_pin_record(ALICE, ROOT, 2, NOW, b"release")
+        assert catalog.forget_pin_records(NOW + 1000) == 0
+        assert not catalog.put_pin_record(ALICE, ROOT, 1, NOW + 1000, b"long")
+        catalog.put_pin_record(ALICE, ROOT, 0, NOW + 2000, b"even longer")
+        record = catalog.pin_record(ALICE, ROOT)
+        assert record is not None
+        assert (record.envelope, record.keep_until) == (b"release", NOW + 2000)
+        assert catalog.forget_pin_records(NOW + 2001) == 1
+        assert catalog.pin_records() == []
+
+    @pytest.mark.parametrize("seq", [-1, 2**63, 2**64])
+    def test_absurd_sequence_numbers_are_refused(self, catalog: Catalog, seq: int) -> None:
+        with pytest.raises(MalformedBlock):
+            catalog.put_pin_record(ALICE, ROOT, seq, NOW, b"x")
+
+    def test_serials_never_repeat(self, tmp_path: Path) -> None:
+        seen: list[int] = []
+        for _ in range(3):
+            catalog = open_catalog(tmp_path / "c")
+            seen.extend(catalog.next_serial() for _ in range(5))
+            catalog.close()
+        assert seen == sorted(set(seen))
+
+
+class TestPeers:
+    def test_history(self, catalog: Catalog) -> None:
+        catalog.peer_failed(peer(1), NOW)
+        assert catalog.peer(peer(1)) is None
+        catalog.saw_peer(peer(1), ["/ip4/127.0.0.1/tcp/1"], NOW)
+        catalog.peer_failed(peer(1), NOW + 1)
+        catalog.peer_failed(peer(1), NOW + 2)
+        row = catalog.peer(peer(1))
+        assert row is not None
+        assert (row.failures, row.last_failed, row.role) == (2, NOW + 2, None)
+        catalog.peer_terms(peer(1), "storage", 2**64, ["rack:1"], NOW + 3)
+        catalog.saw_peer(peer(1), [], NOW + 2)
+        row = catalog.peer(peer(1))
+        assert row is not None
+        assert row.addresses == ("/ip4/127.0.0.1/tcp/1",)
+        assert (row.role, row.free_bytes, row.domains) == ("storage", 2**63 - 1, ("rack:1",))
+        assert (row.first_seen, row.last_seen, row.failures) == (NOW, NOW + 3, 0)
+
+    def test_newest_first(self, catalog: Catalog) -> None:
+        for number in range(5):
+            catalog.saw_peer(peer(number), [], NOW + number)
+        assert [row.peer for row in catalog.peers(2)] == [peer(4), peer(3)]
+
+    def test_what_peers_say_is_bounded(self, catalog: Catalog) -> None:
+        catalog.peer_terms(peer(1), "r" * 9999, 0, ["d" * 9999, *map(str, range(999))], NOW)
+        catalog.saw_peer(peer(1), ["/a" * 9999, *map(str, range(999))], NOW)
+        row = catalog.peer(peer(1))
+        assert row is not None
+        assert row.role is not None
+        assert len(row.role) <= 512
+        assert len(row.domains) == len(row.addresses) == 16
+        assert max(map(len, row.domains + row.addresses)) < 10
+
+    def test_the_longest_unseen_that_held_nothing_go_first(self, tmp_path: Path) -> None:
+        catalog = open_catalog(tmp_path / "c", peers_max=20)
+        catalog.put_placement(Placement(SEGMENT, 0, peer(0), NOW))
+        for number in range(20):
+            catalog.saw_peer(peer(number), [], NOW + number)
+        catalog.put_placement(Placement(SEGMENT, 1, peer(1), NOW))
+        catalog.saw_peer(peer(2), [], NOW + 100)
+        catalog.saw_peer(peer(100), [], NOW + 101)
+        kept = {row.peer for row in catalog.peers(1000)}
+        assert kept == {peer(number) for number in (0, 1, 2, 100, *range(6, 20))}
+        catalog.close()
+
+    def test_faults(self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("dstore.storage.catalog.peers.FAULTS_KEPT_MAX", 3)
+        catalog.saw_peer(peer(1), [], NOW)
+        for number in range(4):
+            catalog.record_fault(peer(number % 2), "hash", "x" * 9999, NOW + number)
+        kept = catalog.faults()
+        assert [(one.peer, one.time) for one in kept] == [
+            (peer(1), NOW + 1),
+            (peer(0), NOW + 2),
+            (peer(1), NOW + 3),
+        ]
+        assert catalog.faults(peer(0)) == [Fault(peer(0), "hash", "x" * 1024, NOW + 2)]
+        row = catalog.peer(peer(1))
+        assert row is not None
+        assert row.faults == 2
+
+
+class TestFile:
+    def test_a_newer_catalog_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "c"
+        open_catalog(path).close()
+        newer = Database(path, ((),), what="test")
+        newer._writer.execute("PRAGMA user_version = 99")
+        newer.close()
+        with pytest.raises(StoreTooNew, match="format 99"):
+            open_catalog(path)
+
+    def test_migrations_run_forward_and_once(self, tmp_path: Path) -> None:
+        first = ("CREATE TABLE t (x)", "INSERT INTO t VALUES (1)")
+        Database(tmp_path / "d", (first,), what="test").close()
+        second = ("ALTER TABLE t ADD COLUMN y DEFAULT 2",)
+        database = Database(tmp_path / "d", (first, second), what="test")
+        with database.reading() as connection:
+            assert connection.execute("SELECT x, y FROM t").fetchall() == [(1, 2)]
+        database.close()
+
+    def test_a_failed_migration_leaves_the_old_format(self, tmp_path: Path) -> None:
+        first = ("CREATE TABLE t (x)",)
+        Database(tmp_path / "d", (first,), what="test").close()
+        with pytest.raises(NodeError):
+            Database(tmp_path / "d", (first, ("CREATE TABLE u (x)", "NONSENSE")), what="test")
+        database = Database(tmp_path / "d", (first,), what="test")
+        with database.reading() as connection:
+            assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("t",)]
+        database.close()
+
+    @pytest.mark.parametrize("start", [0, 16, 4096])
+    def test_a_damaged_catalog_is_reported(self, tmp_path: Path, start: int) -> None:
+        path = tmp_path / "c"
+        catalog = open_catalog(path)
+        for number in range(200):
+            catalog.put_pin(replace(PIN, root=cid(str(number), DAG_PB)))
+        catalog.close()
+        with path.open("r+b") as file:
+            file.seek(start)
+            file.write(b"\xa5" * (path.stat().st_size - start))
+        with pytest.raises(CorruptStore, match="damaged"):
+            open_catalog(path)
+
+    def test_an_emptied_catalog_counts_as_lost(self, tmp_path: Path) -> None:
+        path = tmp_path / "c"
+        catalog = open_catalog(path)
+        assert catalog.created
+        catalog.close()
+        catalog = open_catalog(path)
+        assert not catalog.created
+        catalog.close()
+        path.write_bytes(b"")
+        catalog = open_catalog(path)
+        assert catalog.created
+        catalog.close()
+
+    def test_a_full_disk_is_reported_and_rolled_back(self, catalog: Catalog) -> None:
+        pages = catalog._db._writer.execute("PRAGMA page_count").fetchone()[0]
+        catalog._db._writer.execute(f"PRAGMA max_page_count = {pages + 5}")
+        names = [number.to_bytes(32, "big") for number in range(5000)]
+        with pytest.raises(StorageFull):
+            catalog.reference(ReferenceKind.LOCAL_PIN, b"big", names)
+        assert not any(catalog.referenced(names))
+        catalog.put_pin(PIN)
+        assert catalog.get_pin(ROOT) == PIN
+
+    def test_threads_share_a_catalog(self, catalog: Catalog) -> None:
+        serials: list[int] = []
+
+        def work(number: int) -> None:
+            for _ in range(20):
+                serials.append(catalog.next_serial())
+                catalog.saw_peer(peer(number), [], NOW)
+                catalog.peers(10)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(serials) == list(range(1, 121))
+
+    def test_a_closed_catalog_says_so(self, catalog: Catalog) -> None:
+        catalog.close()
+        catalog.close()
+        for use in (catalog.pins, catalog.next_serial):
+            with pytest.raises(NodeError, match="closed"):
+                use()
+
+
+class TestRebuild:
+    """A lost SQLite file loses no promise."""
+
+    def fill(self, catalog: Catalog) -> None:
+        catalog.put_pin(PIN)
+        catalog.put_pin(PinRow(OTHER, "local", None, NOW, None))
+        catalog.put_pin(PinRow(cid("gone"), "local", None, NOW, None))
+        catalog.delete_pin(cid("gone"))
+        catalog.put_pin_record(ALICE, ROOT, 1, NOW + 1000, b"first")
+        catalog.put_pin_record(ALICE, ROOT, 2, NOW + 500, b"second")
+        catalog.put_pin_record(BOB, ROOT, 7, NOW - 500, b"expired")
+        catalog.forget_pin_records(NOW)
+        for slot in range(5):
+            catalog.reserve_slot(replace(SLOT, slot=slot))
+        for slot in range(4):
+            serial = catalog.next_serial()
+            catalog.hold_slot(SEGMENT, slot, b"serial %d" % serial, NOW + 99, NOW + 1)
+        catalog.hold_slot(SEGMENT, 0, b"serial 4000000000000", NOW + 999, NOW + 2)
+        catalog.release_slot(SEGMENT, 1, NOW + 3)
+        catalog.delete_slot(SEGMENT, 2)
+
+    def promises(self, catalog: Catalog) -> object:
+        slots = [row for row in catalog.held_slots() if row.state != "reserved"]
+        return catalog.pins(), catalog.pin_records(), slots
+
+    @pytest.mark.parametrize("before_now", [NOW, NOW * 1000])
+    def test_every_promise_comes_back(self, tmp_path: Path, before_now: float) -> None:
+        records = RecordFiles(tmp_path / "records")
+        catalog = open_catalog(tmp_path / "c", records)
+        self.fill(catalog)
+        expected = self.promises(catalog)
+        last_serial = catalog.next_serial()
+        catalog.close()
+        for path in tmp_path.glob("c*"):
+            path.unlink()
+
+        catalog = open_catalog(tmp_path / "c", records)
+        assert catalog.created
+        rebuilt = catalog.rebuild(
+            records, now=before_now, serial_of=lambda lease: int(lease.split()[1])
+        )
+        assert self.promises(catalog) == expected
+        assert (rebuilt.pins, rebuilt.pin_records, rebuilt.slots, rebuilt.damaged) == (2, 1, 3, 0)
+        serial = catalog.next_serial()
+        assert serial > max(last_serial, 4_000_000_000_000, int(before_now * 1000))
+        catalog.rebuild(records, now=NOW)
+        assert self.promises(catalog) == expected
+        assert catalog.next_serial() > serial
+        catalog.close()
+        records.close()
+
+    def test_what_the_catalog_has_newer_stays(self, tmp_path: Path) -> None:
+        records = RecordFiles(tmp_path / "records")
+        catalog = open_catalog(tmp_path / "old", records)
+        self.fill(catalog)
+        catalog.close()
+        catalog = open_catalog(tmp_path / "new")
+        catalog.put_pin(replace(PIN, name="newer"))
+        catalog.put_pin_record(ALICE, ROOT, 3, NOW, b"third")
+        catalog.reserve_slot(replace(SLOT, slot=0))
+        catalog.hold_slot(SEGMENT, 0, b"newer", NOW, NOW + 50)
+        catalog.rebuild(records, now=NOW)
+        pin, record = catalog.get_pin(ROOT), catalog.pin_record(ALICE, ROOT)
+        slot, other = catalog.held_slot(SEGMENT, 0), catalog.held_slot(SEGMENT, 3)
+        assert pin is not None
+        assert record is not None
+        assert slot is not None
+        assert other is not None
+        assert (pin.name, record.envelope, slot.lease) == ("newer", b"third", b"newer")
+        assert record.keep_until == NOW + 1000
+        assert other.lease == b"serial 4"
+        catalog.close()
+        records.close()
+
+    def test_damaged_records_cost_only_themselves(self, tmp_path: Path) -> None:
+        records = RecordFiles(tmp_path / "records")
+        catalog = open_catalog(tmp_path / "old", records)
+        self.fill(catalog)
+        catalog.close()
+        damaged = next(path for path in (tmp_path / "records/leases").rglob("*") if path.is_file())
+        damaged.write_bytes(b"rubbish")
+        catalog = open_catalog(tmp_path / "new", records)
+        rebuilt = catalog.rebuild(records, now=NOW)
+        assert (rebuilt.slots, rebuilt.damaged) == (2, 1)
+        catalog.close()
+        records.close()
