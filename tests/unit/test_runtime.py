@@ -10,7 +10,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from dstore.runtime import InlineWorkers, Runtime, SystemClock, ThreadWorkers, TrioClock
+from dstore.errors import Unreachable
+from dstore.runtime import (
+    InlineWorkers,
+    Runtime,
+    SystemClock,
+    ThreadWorkers,
+    TrioClock,
+    open_plain_nursery,
+)
 from dstore.testing.deterministic import run_deterministic, simulated_runtime
 
 
@@ -99,3 +107,26 @@ def test_simulated_runtime_depends_on_its_seed_only() -> None:
 
     assert run_deterministic(1, draws, 5) == run_deterministic(1, draws, 5)
     assert run_deterministic(1, draws, 5)[1] != run_deterministic(1, draws, 6)[1]
+
+
+async def test_a_plain_nursery_raises_what_failed() -> None:
+    async def fail(error: Exception) -> None:
+        raise error  # without a checkpoint: both fail before either is cancelled
+
+    with pytest.raises(Unreachable, match="nobody") as caught:
+        async with open_plain_nursery() as nursery:
+            nursery.start_soon(fail, ValueError("first"))
+            nursery.start_soon(fail, Unreachable("nobody"))
+    # The error of the tree is the one to act on; the other is not lost.
+    assert any("ValueError" in note for note in caught.value.__notes__)
+    with pytest.raises(KeyError):
+        async with open_plain_nursery() as nursery, trio.open_nursery() as inner:
+            inner.start_soon(fail, KeyError("deep"))
+
+
+async def test_a_plain_nursery_can_be_cancelled() -> None:
+    with trio.CancelScope() as scope:
+        async with open_plain_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            scope.cancel()
+    assert scope.cancelled_caught
