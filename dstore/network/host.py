@@ -104,8 +104,13 @@ class Libp2pHost:
         return self._peer_id
 
     def addresses(self) -> Sequence[str]:
-        """Multiaddrs that this node listens on, true ports, without the /p2p part.
-        A wildcard is written out as loopback and the address of the default route."""
+        """Multiaddrs for others to reach this node by, without the /p2p part: the configured
+        ones (`announce`), else those listened on."""
+        return self._announce or self.listening()
+
+    def listening(self) -> Sequence[str]:
+        """Multiaddrs listened on, with true ports.  A wildcard is written out as loopback
+        and the address of the default route."""
         return [str(e) for listening in self._swarm.listening for e in _written_out(listening)]
 
     async def connect(self, target: PeerAddresses) -> None:
@@ -285,7 +290,7 @@ class Libp2pHost:
             self._seed,
             agent=self._options.agent,
             protocols=self._handlers,
-            addresses=self._announce or self.addresses(),
+            addresses=self.addresses(),
             observed=remote,
             sequence=self._started,
         )

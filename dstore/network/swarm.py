@@ -99,7 +99,7 @@ class Swarm:
         self._dials: dict[PeerId, _Dial] = {}
         self._dialling = trio.CapacityLimiter(DIALS_MAX)
         self._inbound = 0
-        self._per_ip: Counter[str] = Counter()
+        self._per_source: Counter[str] = Counter()
         self._handshakes: dict[int, trio.CancelScope] = {}
         self._numbers = itertools.count()
         self._accepting = trio.CancelScope()
@@ -149,21 +149,21 @@ class Swarm:
         except (OSError, ValueError):
             await trio.aclose_forcefully(stream)
             return
-        ip = raw.remote.host
+        source = _source(raw.remote)
         if not self._has_room(raw.remote):
             self.counters["connections_refused"] += 1
             log.info("connection refused: too many", extra={"remote": str(raw.remote)})
             await raw.close()
             return
         self._inbound += 1
-        self._per_ip[ip] += 1
+        self._per_source[source] += 1
         try:
             await self._contain(f"connection from {raw.remote}", lambda: self._inbound_one(raw))
         finally:
             self._inbound -= 1
-            self._per_ip[ip] -= 1
-            if not self._per_ip[ip]:
-                del self._per_ip[ip]
+            self._per_source[source] -= 1
+            if not self._per_source[source]:
+                del self._per_source[source]
 
     def _has_room(self, remote: Endpoint) -> bool:
         ip = remote.ip
@@ -171,7 +171,7 @@ class Swarm:
         return (
             not self._closing
             and self._inbound < self._limits.inbound_max
-            and (local or self._per_ip[remote.host] < CONNECTIONS_PER_IP_MAX)
+            and (local or self._per_source[_source(remote)] < CONNECTIONS_PER_IP_MAX)
         )
 
     async def _inbound_one(self, raw: TcpConnection) -> None:
@@ -408,6 +408,15 @@ async def _listeners(address: str) -> Sequence[trio.SocketListener]:
         raise NodeError(
             f"cannot listen on {address}: {error}; is another node running there?"
         ) from error
+
+
+def _source(remote: Endpoint) -> str:
+    """Whom connections are counted against: an IPv4 address, or an IPv6 network of the size
+    that one customer gets."""
+    ip = remote.ip
+    if ip is None or ip.version == 4:
+        return remote.host
+    return ":".join(ip.exploded.split(":")[:4])
 
 
 def _failure(peer: PeerId, errors: Sequence[DstoreError]) -> DstoreError:

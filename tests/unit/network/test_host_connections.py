@@ -14,7 +14,7 @@ import trio.testing
 
 from dstore.errors import ConnectionLost, DeadlineExceeded, ProtocolViolation, Unreachable
 from dstore.network import host, swarm
-from dstore.network.addresses import parse_endpoint
+from dstore.network.addresses import Endpoint, endpoint_of_socket, parse_endpoint
 from dstore.network.host import HostOptions, Libp2pHost, open_host
 from dstore.network.identity import key_pair_of, peer_id_of
 from dstore.network.negotiate import propose
@@ -365,6 +365,29 @@ async def test_a_stream_without_a_proposal_ends(monkeypatch: pytest.MonkeyPatch)
         assert a.connected() == [b.peer_id]
 
 
+def test_sources_are_counted_by_address_or_by_customer_network() -> None:
+    def source(host: str) -> str:
+        return swarm._source(endpoint_of_socket(host, 1))
+
+    assert source("10.0.0.1") != source("10.0.0.2")
+    assert source("2001:db8:1:2::1") == source("2001:db8:1:2:ffff::9")
+    assert source("2001:db8:1:2::1") != source("2001:db8:1:3::1")
+    assert source("::ffff:10.0.0.1") == source("10.0.0.1")
+
+
+async def test_one_source_is_capped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swarm, "CONNECTIONS_PER_IP_MAX", 3)
+    far = Endpoint("ip4", "198.51.100.7", 4001)
+    async with open_host(HostOptions(), SEEDS[0], Runtime()) as a:
+        a._swarm._per_source["198.51.100.7"] = 2
+        assert a._swarm._has_room(far)
+        a._swarm._per_source["198.51.100.7"] = 3
+        assert not a._swarm._has_room(far)
+        # A devnet's nodes all come from loopback.
+        a._swarm._per_source["127.0.0.1"] = 3
+        assert a._swarm._has_room(Endpoint("ip4", "127.0.0.1", 4001))
+
+
 # --- What is spoken -----------------------------------------------------------------------
 
 
@@ -437,7 +460,7 @@ async def test_four_hundred_inbound_connections_leave_nothing_behind() -> None:
         assert await settled() == before
         swarm_of_a = a._swarm
         left = [*swarm_of_a._live, *swarm_of_a._spare, *swarm_of_a._handshakes]
-        assert [*left, *swarm_of_a._per_ip, *a._served, *a._pings] == []
+        assert [*left, *swarm_of_a._per_source, *a._served, *a._pings] == []
 
 
 async def test_thousands_of_known_peers_change_nothing() -> None:

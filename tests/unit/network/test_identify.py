@@ -87,7 +87,7 @@ def test_records_of_and_by_somebody_else_are_refused() -> None:
 
 def test_a_record_for_somebody_else_with_our_own_signature_is_refused() -> None:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from libp2p.peer.pb.crypto_pb2 import PublicKey
+    from libp2p.peer.pb.crypto_pb2 import KeyType, PublicKey
     from libp2p.peer.pb.envelope_pb2 import Envelope
     from libp2p.peer.pb.peer_record_pb2 import PeerRecord
 
@@ -95,7 +95,7 @@ def test_a_record_for_somebody_else_with_our_own_signature_is_refused() -> None:
     signed = b"\x12libp2p-peer-record\x02\x03\x01" + bytes([len(payload)]) + payload
     message = parsed(describe_with())
     message.signedPeerRecord = Envelope(
-        public_key=PublicKey(Type=1, Data=PEER.ed25519),
+        public_key=PublicKey(Type=KeyType.Ed25519, Data=PEER.ed25519),
         payload_type=b"\x03\x01",
         payload=payload,
         signature=Ed25519PrivateKey.from_private_bytes(SEED).sign(signed),

@@ -156,11 +156,9 @@ async def test_an_answer_to_another_question_is_a_violation() -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_end_in_an_error_of_ours(data: bytes) -> None:
     async def main() -> None:
-        for talk in (
-            lambda: accept(Script(data), {"/here"}.__contains__),
-            lambda: propose(Script(data), ["/here"]),
-        ):
-            with pytest.raises((ProtocolViolation, ConnectionLost)):
-                await talk()
+        with pytest.raises((ProtocolViolation, ConnectionLost)):
+            await accept(Script(data), {"/here"}.__contains__)
+        with pytest.raises((ProtocolViolation, ConnectionLost)):
+            await propose(Script(data), ["/here"])
 
     trio.run(main)
