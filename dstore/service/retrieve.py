@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import trio
 
 from dstore.core.cid import CID, DAG_CBOR, DAG_PB, RAW
-from dstore.core.unixfs import Descend as DescendInto
 from dstore.core.unixfs import (
+    Budget,
     Directory,
+    DirectoryLister,
     Extent,
     File,
     FileChild,
@@ -25,11 +26,11 @@ from dstore.core.unixfs import (
     Node,
     Symlink,
     children_in_range,
-    listing,
     lookup,
     parse,
     parse_child,
 )
+from dstore.core.unixfs import Descend as DescendInto
 from dstore.errors import BudgetExceeded, InvalidPath, NotFoundError
 from dstore.limits import (
     DAG_BLOCKS_MAX,
@@ -124,22 +125,10 @@ class Retriever:
     async def entries(self, root: CID, directory: CID) -> AsyncIterator[DirectoryEntry]:
         """The entries of a directory of the root's DAG, in encoded order."""
         session = self.session(root)
-        pending = [(directory, 0)]
-        seen = 0
-        while pending:
-            cid, depth = pending.pop()
-            seen += 1
-            if depth > DAG_DEPTH_MAX or seen > DAG_BLOCKS_MAX:
-                raise BudgetExceeded(f"directory {directory} is deeper or larger than allowed")
-            node = await self._node(session, cid)
-            if not isinstance(node, Directory | HamtShard):
-                raise InvalidPath(f"{cid} is no directory")
-            found = listing(node)
-            for entry in found.entries:
+        lister = DirectoryLister(directory, Budget())
+        while (cid := lister.wanted()) is not None:
+            for entry in lister.supply(await session.block(cid)):
                 yield DirectoryEntry(entry.name, entry.cid, entry.dag_bytes or 0)
-            for shard in found.shards[:PREFETCH_NODES]:
-                session.prefetch(shard)
-            pending += [(shard, depth + 1) for shard in reversed(found.shards)]
 
     @asynccontextmanager
     async def read(

@@ -1,0 +1,190 @@
+"""Adds and gets on a cluster of real node objects on the network in memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+
+from dstore.core.cid import CID
+from dstore.errors import InsufficientPeers, NotFoundError
+from dstore.service.node import Node
+from dstore.service.progress import AddOptions, Progress
+from dstore.testing.cluster import Cluster, open_cluster
+from dstore.testing.deterministic import run_deterministic
+
+
+def content(size: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+async def stream(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), 100_000):
+        yield data[start : start + 100_000]
+
+
+async def read(node: Node, root: CID, offset: int = 0, length: int | None = None) -> bytes:
+    async with node.read(root, None, offset, length) as chunks:
+        return b"".join([chunk async for chunk in chunks])
+
+
+async def holders(cluster: Cluster, node: Node, root: CID) -> dict[int, list[int]]:
+    status = await node.status(root)
+    return {
+        slot.slot: [cluster.number_of(peer) for peer in slot.holders]
+        for segment in status.segments
+        for slot in segment.slots
+    }
+
+
+def test_an_added_file_is_protected_and_read_back_anywhere() -> None:
+    data = content(5_000_000)
+
+    async def main() -> None:
+        async with open_cluster(8) as cluster:
+            seen: list[Progress] = []
+            result = await cluster[0].add_stream(stream(data), AddOptions(), seen.append)
+            assert result.protected
+            assert result.code == (4, 2)
+            assert result.guarantee is not None
+            assert (result.guarantee.peers, result.guarantee.domains) == (2, 2)
+            assert result.warnings == ()
+            assert {progress.stage for progress in seen} == {
+                "import",
+                "encode",
+                "upload",
+                "announce",
+            }
+            for number in (0, 3, 7):
+                assert await read(cluster[number], result.cid) == data
+            assert await read(cluster[5], result.cid, 1_500_000, 100) == data[1_500_000:1_500_100]
+            placed = await holders(cluster, cluster[0], result.cid)
+            assert len({peer for peers in placed.values() for peer in peers}) == 6
+            assert all(0 not in peers for peers in placed.values())
+
+    run_deterministic(1, main)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_file_survives_the_adder_and_m_holders(seed: int) -> None:
+    data = content(3_000_000, seed)
+
+    async def main() -> None:
+        async with open_cluster(8, seed) as cluster:
+            result = await cluster[0].add_stream(stream(data))
+            placed = await holders(cluster, cluster[0], result.cid)
+            victims = random.Random(seed).sample(sorted({p[0] for p in placed.values()}), 2)
+            for victim in (0, *victims):
+                await cluster.kill(victim)
+            reader = next(n for n in cluster.alive if all(n not in p for p in placed.values()))
+            assert await read(cluster[reader], result.cid) == data
+            status = await cluster[reader].status(result.cid)
+            assert status.guarantee is not None
+            assert status.guarantee.peers == 0
+            assert status.state == "at risk"
+
+    run_deterministic(seed, main)
+
+
+def test_three_machines_work_and_say_what_they_can_promise() -> None:
+    data = content(2_500_000)
+
+    async def main() -> None:
+        async with open_cluster(3) as cluster:
+            result = await cluster[0].add_stream(stream(data))
+            assert result.protected
+            assert result.code == (2, 1)
+            assert result.guarantee is not None
+            assert result.guarantee.peers == 1
+            await cluster.kill(0)
+            assert await read(cluster[1], result.cid) == data
+
+    run_deterministic(1, main)
+
+
+def test_a_node_alone_stores_locally_and_says_so() -> None:
+    async def main() -> None:
+        async with open_cluster(1) as cluster:
+            result = await cluster[0].add_stream(stream(b"alone"))
+            assert not result.protected
+            assert result.manifest is None
+            assert any("stored here only" in warning for warning in result.warnings)
+            assert await read(cluster[0], result.cid) == b"alone"
+            with pytest.raises(InsufficientPeers):
+                await cluster[0].add_stream(stream(b"alone"), AddOptions(require_guarantee=1))
+
+    run_deterministic(1, main)
+
+
+def test_adding_again_uploads_nothing_and_gives_the_same() -> None:
+    data = content(1_200_000)
+
+    async def main() -> None:
+        async with open_cluster(8) as cluster:
+            first = await cluster[0].add_stream(stream(data))
+            opened = cluster.hub.streams_opened
+            before = [cluster.nodes[n].blocks.calls["put_many"] for n in range(1, 8)]
+            again = await cluster[0].add_stream(stream(data))
+            assert (again.cid, again.manifest, again.protected) == (
+                first.cid,
+                first.manifest,
+                True,
+            )
+            assert [cluster.nodes[n].blocks.calls["put_many"] for n in range(1, 8)] == before
+            assert cluster.hub.streams_opened - opened < 60
+
+    run_deterministic(1, main)
+
+
+def test_parity_does_not_stay_with_the_adder() -> None:
+    data = content(4_000_000)
+
+    async def main() -> None:
+        async with open_cluster(8) as cluster:
+            await cluster[0].add_stream(stream(data))
+            # The data, a root node, the manifest and the segment.
+            assert cluster.nodes[0].blocks.usage().bytes < len(data) * 1.01
+
+    run_deterministic(1, main)
+
+
+def test_an_unknown_root_is_not_found_and_does_not_hang() -> None:
+    async def main() -> None:
+        async with open_cluster(4) as cluster:
+            with pytest.raises(NotFoundError):
+                await cluster[1].resolve(CID.of(0x55, b"nobody has this"))
+
+    run_deterministic(1, main)
+
+
+def test_a_local_only_file_is_readable_elsewhere_while_its_node_lives() -> None:
+    async def main() -> None:
+        async with open_cluster(4) as cluster:
+            result = await cluster[0].add_stream(stream(b"local"), AddOptions(local_only=True))
+            assert result.manifest is None
+            assert await read(cluster[2], result.cid) == b"local"
+
+    run_deterministic(1, main)
+
+
+def test_unpinning_tells_the_holders() -> None:
+    data = content(100_000)
+
+    async def main() -> None:
+        async with open_cluster(8) as cluster:
+            result = await cluster[0].add_stream(stream(data))
+            assert [pin.cid for pin in await cluster[0].pins()] == [result.cid]
+            # A file of one block: the data block and two parity blocks, three holders.
+            assert await cluster[0].unpin(result.cid) == 3
+            assert await cluster[0].pins() == []
+            states = {
+                row.state
+                for number in range(1, 8)
+                for row in cluster[number].stores.catalog.held_slots()
+            }
+            assert states == {"trash"}
+            with pytest.raises(NotFoundError):
+                await cluster[0].unpin(result.cid)
+
+    run_deterministic(1, main)
