@@ -11,6 +11,7 @@ import trio.testing
 
 from dstore.core import wire
 from dstore.core.cid import CID, RAW
+from dstore.core.peerid import PeerId
 from dstore.core.wire import Refusal
 from dstore.errors import CorruptStore, NotFoundError, ProtocolViolation, Refused, StorageFull
 from dstore.limits import (
@@ -164,7 +165,12 @@ async def test_have_tells_only_what_changed(autojump_clock: trio.testing.MockClo
         both.holder.holdings[cids[0]] = wire.Holding(cids[0], (wire.HeldSlot(1, whole=True),))
         known = {holding.segment: holding for holding in first.holdings}
         sizes: list[int] = []
-        both.network.corrupt(SERVER, lambda peer, data: (sizes.append(len(data)), data)[1])
+
+        def count(peer: PeerId, data: bytes) -> bytes:
+            sizes.append(len(data))
+            return data
+
+        both.network.corrupt(SERVER, count)
         second = await both.client.have(SERVER, asked, known)
         assert second.holdings[0] == both.holder.holdings[cids[0]]
         assert second.holdings[1:] == first.holdings[1:]
