@@ -2,7 +2,9 @@
 
 - `memory_network`: nodes, streams and faults without sockets (`async with memory_network()`);
 - `deterministic`: `run_deterministic(seed, main)`, the same events for the same seed;
-- conformance suites and faulty wrappers for the contracts of `dstore.storage`.
+- `network_suite`, `blockstore_suite`: the contracts of `dstore.network.streams` and
+  `dstore.storage.blockstore` as test classes, for every implementation;
+- faulty wrappers for the contracts of `dstore.storage`.
 
 A scenario takes its hosts from the network, its `Runtime` from `simulated_runtime`, runs
 under `run_deterministic`, and compares or searches `network.events`.  Nothing here is
