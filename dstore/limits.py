@@ -84,6 +84,9 @@ ADDRESS_CHARS_MAX: Final = 320  # a DNS name of 253 and what stands around it
 CONNECTIONS_PER_IP_MAX: Final = 64  # inbound; loopback is exempt
 DIALS_MAX: Final = 64  # at once
 DIAL_STAGGER_SECONDS: Final = 0.25  # a second address is tried beside a slow first one
+# All that a peer sends up to the end of Noise; an RSA key of 4,096 bits and its signature
+# need 1.1 KiB.  More would go into arithmetic that blocks the node.
+HANDSHAKE_BYTES_MAX: Final = 4 * KIB
 HANDSHAKES_PENDING_MAX: Final = 256  # the oldest makes room: an honest one takes milliseconds
 PEER_STREAMS_INBOUND_MAX: Final = 256  # served at once per peer
 PINGS_PER_PEER_MAX: Final = 2  # streams, as the libp2p ping specification asks

@@ -183,6 +183,7 @@ async def _upgrade(
     else:
         await accept(raw, NOISE_PROTOCOL.__eq__)
         session = await noise.secure_inbound(raw)
+    raw.trust()
     try:
         peer = PeerId(session.get_remote_peer().to_bytes())
     except InvalidCid as error:

@@ -11,8 +11,8 @@ import trio
 from libp2p.abc import ConnectionType, IRawConnection
 from libp2p.io.exceptions import ConnectionClosedError
 
-from dstore.errors import ConnectionLost
-from dstore.limits import RAW_READ_BYTES
+from dstore.errors import ConnectionLost, ProtocolViolation
+from dstore.limits import HANDSHAKE_BYTES_MAX, RAW_READ_BYTES
 from dstore.network.addresses import Endpoint, endpoint_of_socket
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ class TcpLost(ConnectionLost, ConnectionClosedError):  # type: ignore[misc]  # l
 
 
 class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
-    """Reads ahead in large pieces and gives them out in pieces of any size."""
+    """Reads ahead in large pieces and gives them out in pieces of any size; until `trust` is
+    called, HANDSHAKE_BYTES_MAX in all."""
 
     def __init__(self, stream: trio.SocketStream, *, is_initiator: bool) -> None:
         """Raises OSError where the peer has left already."""
@@ -32,9 +33,25 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
         self.remote: Endpoint = endpoint_of_socket(*stream.socket.getpeername()[:2])
         self._stream = stream
         self._ahead = b""
+        self._allowed: int | None = HANDSHAKE_BYTES_MAX
+
+    def trust(self) -> None:
+        """The peer is authenticated: it may send as much as it likes."""
+        self._allowed = None
 
     async def read_some(self, max_bytes: int = RAW_READ_BYTES) -> bytes:
-        """At least one byte; b"" at the end.  Raises ConnectionLost."""
+        """At least one byte; b"" at the end.  Raises ConnectionLost; ProtocolViolation on a
+        handshake that goes on and on."""
+        if self._allowed is not None:
+            if self._allowed == 0:
+                raise ProtocolViolation(f"{self.remote} sends a handshake without end")
+            max_bytes = min(max_bytes, self._allowed)
+        data = await self._read(max_bytes)
+        if self._allowed is not None:
+            self._allowed -= len(data)
+        return data
+
+    async def _read(self, max_bytes: int) -> bytes:
         if not self._ahead:
             try:
                 data = await self._stream.receive_some(RAW_READ_BYTES)

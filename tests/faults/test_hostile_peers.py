@@ -145,6 +145,19 @@ async def test_garbage_before_the_handshake() -> None:
         await until(lambda: victim._swarm._inbound == 1)
 
 
+async def test_a_handshake_that_goes_on_and_on_is_cut_off() -> None:
+    # The first Noise message may carry a payload of any length: 8 KiB are taken by nobody.
+    opening = b"\x13/multistream/1.0.0\n\x07/noise\n" + b"\x20\x00" + bytes(range(1, 33))
+    options = HostOptions(handshake_seconds=1_000_000)
+    async with open_host(options, SEEDS[0], Runtime()) as victim:
+        raw = await dial(victim.addresses()[0])
+        await raw.write(opening + bytes(0x2000))
+        await drained(raw)
+        await raw.close()
+        await until(lambda: victim.counters["handshakes_failed"] == 1)
+        assert victim.counters["handler_errors"] == 0
+
+
 async def test_garbage_from_an_endpoint_that_we_dial() -> None:
     scripts = garbage()
 
