@@ -374,7 +374,7 @@ def _fields(value: object, what: str, names: tuple[str, ...]) -> dict[str, objec
 
 def _version(fields: dict[str, object], what: str) -> None:
     version = fields["v"]
-    if isinstance(version, bool) or version != VERSION:
+    if type(version) is not int or version != VERSION:
         raise MalformedBlock(f"{what}: format version {str(version)[:32]} is not known")
 
 

@@ -260,7 +260,7 @@ def _lease(fields: dict[str, object]) -> Lease:
 
 def _check_fields(fields: dict[str, object], names: frozenset[str], what: str) -> None:
     version = fields.get("v")
-    if isinstance(version, bool) or version != VERSION:
+    if type(version) is not int or version != VERSION:
         raise _Fault(f"{what}: format version {str(version)[:32]} is not known")
     if fields.keys() != names:
         raise _Fault(f"{what}: the fields {', '.join(sorted(names))} are expected")
