@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import libp2p
+import pytest
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.peerinfo import info_from_p2p_addr
 from multiaddr import Multiaddr
 
 from dstore.core.peerid import PeerId
+from dstore.network.addresses import parse_endpoint
 from dstore.network.host import HostOptions, Libp2pHost, open_host
+from dstore.network.negotiate import propose
 from dstore.network.ping import PING
 from dstore.network.streams import PeerAddresses, Stream
+from dstore.network.tcp import TcpConnection
 from dstore.runtime import Runtime
 
 ECHO = "/test/echo/1"
@@ -77,3 +81,46 @@ async def test_it_dials() -> None:
         target = Multiaddr(f"{ours.addresses()[0]}/p2p/{ours.peer_id}")
         await stock.connect(info_from_p2p_addr(target))
         await check(ours, stock)
+
+
+# What the stock host does, and ours is written not to do.  Where one of these fails after an
+# upgrade, the workaround may be dropped.
+
+
+async def test_the_stock_host_offers_plaintext() -> None:
+    stock = stock_host()
+    async with stock.run([LISTEN]):
+        endpoint = parse_endpoint(str(stock.get_addrs()[0]).partition("/p2p/")[0])
+        stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+        raw = TcpConnection(stream, is_initiator=True)
+        assert await propose(raw, ["/plaintext/2.0.0"]) == "/plaintext/2.0.0"
+        await raw.close()
+
+
+async def test_the_stock_host_waits_after_a_successful_dial(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("libp2p.network.swarm._HAPPY_EYEBALLS_DELAY", 1_000_000)
+    stock = stock_host()
+    async with stock.run([LISTEN]), open_host(HostOptions(), bytes([1]) * 32, Runtime()) as ours:
+        target = Multiaddr(f"{ours.addresses()[0]}/p2p/{ours.peer_id}")
+        with trio.move_on_after(1) as waiting:
+            await stock.connect(info_from_p2p_addr(target))
+        # The connection has been there all the while.
+        assert waiting.cancelled_caught
+        assert ours.counters["connections_opened"] == 1
+
+
+def test_the_stock_peer_store_forgets_the_node_s_own_key() -> None:
+    from libp2p.peer.id import ID
+    from libp2p.peer.peerstore import PeerStore, PeerStoreError
+
+    store = PeerStore()
+    pair = create_new_key_pair(bytes([9]) * 32)
+    own = ID.from_pubkey(pair.public_key)
+    store.add_key_pair(own, pair)
+    for number in range(1_001):
+        stranger = ID.from_pubkey(create_new_key_pair(number.to_bytes(32, "big")).public_key)
+        store.add_addr(stranger, LISTEN, 3_600)
+    with pytest.raises(PeerStoreError):
+        store.privkey(own)

@@ -1,0 +1,318 @@
+"""Noise session I/O over memory pipes: framing, interoperability with libp2p's own, faults."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.peer.id import ID
+from libp2p.security.exceptions import HandshakeFailure
+from libp2p.security.noise.transport import Transport
+from libp2p.stream_muxer.exceptions import MuxedConnError
+
+from dstore.core.yamux_frames import HEADER
+from dstore.errors import ConnectionLost, ProtocolViolation
+from dstore.limits import (
+    HANDSHAKE_SECONDS,
+    MIB,
+    NOISE_PLAINTEXT_BYTES_MAX,
+    YAMUX_FRAME_BYTES_MAX,
+    YAMUX_HEADER_BYTES,
+)
+from dstore.network.noise import NoiseSession, NoiseTransport
+from dstore.network.yamux import YamuxMuxer, YamuxSession
+
+
+class Raw:
+    """A raw connection in memory that notes what is written."""
+
+    def __init__(self, stream: trio.StapledStream, *, initiator: bool) -> None:
+        self.stream = stream
+        self.is_initiator = initiator
+        self.writes: list[bytes] = []
+
+    async def read(self, n: int | None = None) -> bytes:
+        return bytes(await self.stream.receive_some(n))
+
+    async def write(self, data: bytes) -> None:
+        self.writes.append(bytes(data))
+        await self.stream.send_all(bytes(data))
+
+    async def close(self) -> None:
+        await self.stream.aclose()
+
+
+def raw_pair() -> tuple[Raw, Raw]:
+    one, other = trio.testing.memory_stream_pair()
+    return Raw(one, initiator=True), Raw(other, initiator=False)
+
+
+def ours() -> NoiseTransport:
+    return NoiseTransport(create_new_key_pair())
+
+
+def stock() -> Any:
+    return Transport(create_new_key_pair(), create_noise_key_pair().private_key)
+
+
+async def handshake(one: Any, other: Any) -> tuple[Any, Any, Raw, Raw]:
+    a_raw, b_raw = raw_pair()
+    sessions: dict[str, Any] = {}
+
+    async def accept() -> None:
+        sessions["b"] = await other.secure_inbound(b_raw)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(accept)
+        sessions["a"] = await one.secure_outbound(a_raw, other.local_peer)
+    a_raw.writes.clear()
+    b_raw.writes.clear()
+    return sessions["a"], sessions["b"], a_raw, b_raw
+
+
+def lengths(wire: bytes) -> list[int]:
+    """The lengths of the Noise messages in `wire`."""
+    found = []
+    while wire:
+        size = int.from_bytes(wire[:2], "big")
+        assert len(wire) >= 2 + size
+        found.append(size)
+        wire = wire[2 + size :]
+    return found
+
+
+class TestFraming:
+    async def test_a_full_frame_fills_exactly_one_message(self) -> None:
+        a, b, raw, _ = await handshake(ours(), ours())
+        frame = bytes(YAMUX_HEADER_BYTES + YAMUX_FRAME_BYTES_MAX)
+        await a.write_frames([frame] * 9)
+        assert lengths(b"".join(raw.writes)) == [65_535] * 9
+        got = b""
+        while len(got) < 9 * len(frame):
+            got += b"".join(await b.read_messages())
+        assert got == frame * 9
+
+    async def test_small_frames_share_messages_and_writes(self) -> None:
+        a, b, raw, _ = await handshake(ours(), ours())
+        frames = [bytes([i]) * (i * 37) for i in range(1, 120)]
+        await a.write_frames(frames)
+        assert len(raw.writes) < 3
+        sizes = lengths(b"".join(raw.writes))
+        assert sum(sizes) - 16 * len(sizes) == sum(map(len, frames))
+        assert len(sizes) <= 1 + sum(map(len, frames)) // (NOISE_PLAINTEXT_BYTES_MAX - 120 * 37)
+        got = b""
+        while len(got) < sum(map(len, frames)):
+            got += b"".join(await b.read_messages())
+        assert got == b"".join(frames)
+
+    async def test_the_buffer_is_returned_and_taken_again(self) -> None:
+        a, b, _, _ = await handshake(ours(), ours())
+        for size in (1, 300_000, 5, 70_000):
+            await a.write(bytes([size % 256]) * size)
+            a.rest()
+            assert await b.read(size) == bytes([size % 256]) * size
+
+    async def test_messages_cut_anywhere_are_put_together(self) -> None:
+        a, b, raw, _ = await handshake(ours(), ours())
+        raw_b: Raw = b._connection
+        await a.write_frames([b"one" * 1000, b"two" * 1000])
+        await a.write(b"three")
+        wire = b"".join(raw.writes)
+        await raw_b.stream.receive_some(len(wire))
+        for start in range(0, len(wire), 7):
+            await raw.stream.send_all(wire[start : start + 7])
+            await trio.lowlevel.checkpoint()
+        assert await b.read(6005) == b"one" * 1000 + b"two" * 1000 + b"three"
+
+    async def test_a_cancelled_read_loses_nothing(self) -> None:
+        a, b, _, _ = await handshake(ours(), ours())
+        with trio.move_on_after(0):
+            await b.read_messages()
+        await a.write(b"there")
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await b.read_messages()
+        assert await b.read(5) == b"there"
+
+    async def test_an_empty_message_is_no_end(self) -> None:
+        a, b, _, _ = await handshake(stock(), ours())
+        await a.write(b"")
+        await a.write(b"after")
+        assert await b.read_messages() == [b"after"]
+
+
+class TestInterop:
+    """The handshake and the messages are libp2p's."""
+
+    @pytest.mark.parametrize("dialler", [ours, stock])
+    @pytest.mark.parametrize("listener", [ours, stock])
+    async def test_both_ways_with_the_stock_transport(self, dialler: Any, listener: Any) -> None:
+        one, other = dialler(), listener()
+        a, b, _, _ = await handshake(one, other)
+        assert a.get_remote_peer() == other.local_peer
+        assert b.get_remote_peer() == one.local_peer
+        assert (a.is_initiator, b.is_initiator) == (True, False)
+        data = bytes(range(256)) * 800
+        for sender, receiver in ((a, b), (b, a), (a, b)):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sender.write, data)
+                assert await receiver.read(len(data)) == data
+
+    async def test_what_negotiation_reads_ahead_is_not_lost(self) -> None:
+        a, b, _, _ = await handshake(ours(), ours())
+        await a.write(b"/yamux/1.0.0" + HEADER.pack(0, 1, 1, 1, 0))
+        assert await b.read(12) == b"/yamux/1.0.0"
+        assert await b.read_messages() == [HEADER.pack(0, 1, 1, 1, 0)]
+
+
+class TestFaults:
+    async def test_a_flipped_bit_is_a_violation(self) -> None:
+        a, b, raw, _ = await handshake(ours(), ours())
+        with pytest.raises(ProtocolViolation, match="not authentic"):
+            sealed = bytearray(b"".join(bytes(piece) for piece in a._seal([b"secret"])))
+            sealed[5] ^= 1
+            await raw.stream.send_all(bytes(sealed))
+            await b.read_messages()
+
+    async def test_a_replayed_message_is_a_violation(self) -> None:
+        a, b, raw, _ = await handshake(ours(), ours())
+        await a.write(b"once")
+        await raw.stream.send_all(raw.writes[0])
+        with pytest.raises(ProtocolViolation, match="not authentic"):
+            await b.read(8)
+
+    async def test_a_message_shorter_than_its_tag_is_a_violation(self) -> None:
+        _, b, raw, _ = await handshake(ours(), ours())
+        await raw.stream.send_all(b"\x00\x0f" + bytes(15))
+        with pytest.raises(ProtocolViolation, match="15 bytes"):
+            await b.read_messages()
+
+    async def test_the_end_of_the_connection_is_an_error(self) -> None:
+        a, b, raw, _ = await handshake(ours(), ours())
+        await a.write(b"last")
+        await raw.stream.send_all(b"\x00\x20half")
+        await a.close()
+        assert await b.read(4) == b"last"
+        with pytest.raises(ConnectionLost):
+            await b.read_messages()
+        with pytest.raises(ConnectionLost):
+            await b.write(b"x")
+        await a.close()
+
+    async def test_used_up_nonces_end_the_session(self) -> None:
+        a, b, _, _ = await handshake(ours(), ours())
+        a._send_nonce = b._receive_nonce = 2**64 - 2
+        await a.write(b"the last one")
+        assert await b.read(12) == b"the last one"
+        with pytest.raises(ConnectionLost, match="used up"):
+            await a.write(b"x")
+        # A peer that goes on nevertheless is not believed.
+        a._send_nonce = 0
+        await a.write(b"x")
+        with pytest.raises(ConnectionLost, match="used up"):
+            await b.read(1)
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            b"\x00\x00",
+            b"\x00\x01x",
+            b"\x00\x20" + bytes(32),
+            b"\x00\x30" + b"\xff" * 48,
+            b"\xff\xff" + bytes(65_535),
+        ],
+        ids=["empty", "one byte", "zero key", "no payload", "longest"],
+    )
+    @pytest.mark.parametrize("inbound", [True, False])
+    async def test_a_malformed_handshake_fails(self, message: bytes, inbound: bool) -> None:
+        near, far = raw_pair()
+        await far.stream.send_all(message)
+        await far.stream.send_eof()
+        with pytest.raises(HandshakeFailure):
+            if inbound:
+                await ours().secure_inbound(near)
+            else:
+                await ours().secure_outbound(near, ID(b"\x12\x20" + bytes(32)))
+
+    async def test_a_silent_peer_meets_the_deadline(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        near, _far = raw_pair()
+        start = trio.current_time()
+        with pytest.raises(HandshakeFailure, match="no handshake"):
+            await ours().secure_inbound(near)
+        assert trio.current_time() - start == HANDSHAKE_SECONDS
+
+    async def test_somebody_else_is_not_let_in(self) -> None:
+        a_raw, b_raw = raw_pair()
+
+        async def answer() -> None:
+            with pytest.raises((HandshakeFailure, ConnectionLost)):
+                await ours().secure_inbound(b_raw)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            with pytest.raises(HandshakeFailure):
+                await ours().secure_outbound(a_raw, ours().local_peer)
+            await a_raw.close()
+
+
+@asynccontextmanager
+async def muxed() -> AsyncIterator[tuple[YamuxSession, YamuxSession]]:
+    """Two running sessions over Noise, by way of `YamuxMuxer`."""
+    a, b, _, _ = await handshake(ours(), ours())
+    made: dict[str, YamuxSession] = {}
+
+    async def negotiate(name: str, session: NoiseSession) -> None:
+        made[name] = await YamuxMuxer().new_conn(session, session.get_remote_peer())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(negotiate, "a", a)
+        nursery.start_soon(negotiate, "b", b)
+    async with trio.open_nursery() as nursery:
+        for session in made.values():
+            nursery.start_soon(session.start)
+        yield made["a"], made["b"]
+        await made["a"].close()
+        await made["b"].event_closed.wait()
+
+
+async def test_streams_over_noise() -> None:
+    async with muxed() as (a, b):
+        near = await a.open_stream()
+        far = await b.accept_stream()
+        data = bytes(range(256)) * (5 * MIB // 256)
+        got = bytearray()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(near.write, data)
+            while len(got) < len(data):
+                got += await far.read_some()
+        assert got == data
+
+
+async def test_a_flipped_bit_loses_the_connection_not_the_node() -> None:
+    async with muxed() as (a, b):
+        near = await a.open_stream()
+        await b.accept_stream()
+        a.secured_conn._send_nonce += 1
+        await near.write(b"out of step")
+        await b.event_closed.wait()
+        assert b.ending is not None
+        assert "not authentic" in b.ending
+        with pytest.raises(ConnectionLost):
+            await near.read_some()
+
+
+async def test_nonsense_in_the_negotiation_of_the_muxer_is_refused() -> None:
+    a, b, _, _ = await handshake(ours(), ours())
+    await a.write(b"\x04\xff\xfe\xfd\n")
+    with pytest.raises(Exception) as caught:  # libp2p's several kinds
+        await YamuxMuxer().new_conn(b, b.get_remote_peer())
+    assert type(caught.value).__module__.startswith("libp2p.protocol_muxer")
+    assert not isinstance(caught.value, MuxedConnError)
