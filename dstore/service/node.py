@@ -269,8 +269,7 @@ async def assemble(
 ) -> AsyncIterator[Node]:
     """A node over stores and a network that the caller opened and will close."""
     faults = _Faults(stores, runtime)
-    domains = label_domains(options.label)
-    own_domains = peer_domains(network.addresses(), domains)
+    domains = peer_domains(network.addresses(), label_domains(options.label))
     async with (
         open_routing(network, options.routing, runtime) as routing,
         FragmentsClient(network, runtime) as client,
@@ -279,27 +278,20 @@ async def assemble(
     ):
         reprovider = Reprovider(routing, stores, runtime)
         holder = LocalHolder(
-            stores,
-            network,
-            identity,
-            runtime,
-            HolderOptions(
-                options.role,
-                options.capacity_bytes if options.stores_slots else 0,
-                domains,
-                options.lease_seconds,
-            ),
-            on_held=reprovider.provide_soon,
+            stores, network, identity, runtime, _holder_options(options), reprovider.provide_soon
         )
         serve_fragments(network, holder, runtime, faults.report)
-        discovery = Discovery(network, routing, client, fetcher, stores, runtime, nursery)
-        cache = BlockCache(options.memory_cache_bytes)
-
-        def new_session(root: CID) -> RootSession:
-            return RootSession(
-                root, discovery, fetcher, client, network, stores, cache, runtime, nursery
-            )
-
+        new_session = partial(
+            RootSession,
+            discovery=Discovery(network, routing, client, fetcher, stores, runtime, nursery),
+            fetcher=fetcher,
+            client=client,
+            network=network,
+            stores=stores,
+            cache=BlockCache(options.memory_cache_bytes),
+            runtime=runtime,
+            nursery=nursery,
+        )
         publisher = Publisher(
             stores,
             network,
@@ -308,31 +300,39 @@ async def assemble(
             Uploader(network, client, holder, stores, runtime),
             owner,
             runtime,
-            PublishOptions(options.pin_seconds, own_domains, options.stores_slots),
+            PublishOptions(options.pin_seconds, domains, options.stores_slots),
         )
         workers = [
             reprovider.worker,
             Keeper(stores, holder, runtime, options.lease_seconds).worker,
             Worker("faults", faults.step),
         ]
-        node = Node(
+        for worker in workers:
+            nursery.start_soon(worker.run)
+        for row in await runtime.workers.run(stores.catalog.peers, PEERS_LISTED_MAX):
+            routing.add_peer(PeerAddresses(row.peer, row.addresses))
+        yield Node(
             stores,
             network,
             routing,
             publisher,
             Retriever(new_session),
-            StatusReader(network, client, stores, runtime, own_domains),
+            StatusReader(network, client, stores, runtime, domains),
             Pins(stores, network, client, owner, runtime),
             workers,
             runtime,
             options,
         )
-        for worker in workers:
-            nursery.start_soon(worker.run)
-        for row in await runtime.workers.run(stores.catalog.peers, PEERS_LISTED_MAX):
-            routing.add_peer(PeerAddresses(row.peer, row.addresses))
-        yield node
         nursery.cancel_scope.cancel()
+
+
+def _holder_options(options: NodeOptions) -> HolderOptions:
+    return HolderOptions(
+        options.role,
+        options.capacity_bytes if options.stores_slots else 0,
+        label_domains(options.label),
+        options.lease_seconds,
+    )
 
 
 @asynccontextmanager
