@@ -66,6 +66,17 @@ class HostOptions:
     handshake_seconds: float = HANDSHAKE_SECONDS
 
 
+@dataclass(frozen=True)
+class ConnectionStatus:
+    """A live connection, for people to look at."""
+
+    peer: PeerId
+    remote: str
+    outbound: bool
+    age_seconds: float
+    agent: str | None
+
+
 class Libp2pHost:
     """Made by `open_host`; implements `Network`."""
 
@@ -189,6 +200,21 @@ class Libp2pHost:
         """What the connected peer said of itself, None as long as it said nothing."""
         connection = self._swarm.connection(peer)
         return None if connection is None else connection.identity
+
+    def connections(self) -> list[ConnectionStatus]:
+        """The connection in use with each connected peer."""
+        found = map(self._swarm.connection, self._swarm.connected())
+        return [
+            ConnectionStatus(
+                peer=one.peer,
+                remote=str(one.remote),
+                outbound=one.outbound,
+                age_seconds=trio.current_time() - one.opened_at,
+                agent=None if one.identity is None else one.identity.agent,
+            )
+            for one in found
+            if one is not None
+        ]
 
     async def ping(self, peer: PeerId) -> float:
         """Seconds of one round trip.  Raises what `open_stream` raises."""

@@ -233,9 +233,9 @@ class Swarm:
             spare = connection if kept is old else old
             surplus = self._spare.pop(peer, None)
             self._spare[peer] = spare
-            self._nursery.start_soon(self._drain, spare)
+            self._nursery.start_soon(self._contain, f"draining {peer}", lambda: self._drain(spare))
             if surplus is not None:
-                self._nursery.start_soon(surplus.close)
+                self._nursery.start_soon(self._contain, f"closing {peer}", surplus.close)
         dial = self._dials.get(peer)
         if dial is not None:
             dial.connection = self._live[peer]

@@ -256,6 +256,22 @@ async def test_identify_and_its_push() -> None:
         await until(lambda: ECHO in getattr(a.identified(b.peer_id), "protocols", ()))
 
 
+async def test_connections_can_be_looked_at() -> None:
+    async with (
+        open_host(HostOptions(), SEEDS[0], Runtime()) as a,
+        open_host(HostOptions(agent="beta"), SEEDS[1], Runtime()) as b,
+    ):
+        assert a.connections() == []
+        await a.connect(where(b))
+        assert await a.speaks(b.peer_id, PING)
+        (one,) = a.connections()
+        assert (one.peer, one.outbound, one.agent) == (b.peer_id, True, "beta")
+        assert one.remote == b.addresses()[0]
+        assert one.age_seconds >= 0
+        await until(b.connections)
+        assert not b.connections()[0].outbound
+
+
 async def test_ping() -> None:
     async with (
         open_host(HostOptions(), SEEDS[0], Runtime()) as a,
