@@ -15,10 +15,11 @@ from typing import Final
 
 from dstore.errors import CorruptStore
 from dstore.limits import MIB, PEERS_KNOWN_MAX
-from dstore.storage.catalog.holder import HolderTables
+from dstore.storage.catalog.holder import SERIAL, HolderTables
 from dstore.storage.catalog.migrations import CATALOG_STEPS
 from dstore.storage.catalog.owner import OwnerTables
 from dstore.storage.catalog.peers import PeerTables
+from dstore.storage.catalog.references import UNVERIFIED
 from dstore.storage.database import Database
 from dstore.storage.records import (
     RecordFiles,
@@ -60,6 +61,7 @@ __all__ = [
     "slot_key",
 ]
 
+_REBUILT: Final = "rebuilt"
 _VERIFIED_AT_OPEN_BYTES_MAX: Final = 64 * MIB  # about a tenth of a second
 
 
@@ -92,8 +94,8 @@ class Catalog(OwnerTables, HolderTables, PeerTables):
 
     @property
     def created(self) -> bool:
-        """Whether the file did not exist when it was opened: `rebuild` may be due."""
-        return self._db.created
+        """Whether `rebuild` is due: the file was not there, or its rebuild never finished."""
+        return self._counter(_REBUILT) == 0
 
     def verify(self) -> None:
         """Read and check the whole file.  Raises CorruptStore."""
@@ -111,8 +113,9 @@ class Catalog(OwnerTables, HolderTables, PeerTables):
 
         `serial_of` reads the serial of a lease envelope; serials go on above the highest, and
         above `now` in milliseconds, which no node reaches by counting.  Block references of
-        pins and slots are to be made again by the caller, who can read DAGs and segments:
-        until then it must not sweep.  Records of a newer dstore raise StoreTooNew.
+        pins and slots are to be made again by the caller, who can read DAGs and segments;
+        `sweep` deletes nothing until it has said so with `references_restored`.  Records of a
+        newer dstore raise StoreTooNew.
         """
         damaged = 0
         serial = int(now * 1000)
@@ -138,13 +141,17 @@ class Catalog(OwnerTables, HolderTables, PeerTables):
             self._restore_slot(slot)
             if slot.lease is not None and serial_of is not None:
                 serial = max(serial, serial_of(slot.lease))
-        self._raise_serial(serial)
-        return Rebuilt(
+        rebuilt = Rebuilt(
             pins=len(self.pins()),
             pin_records=len(self.pin_records()),
             slots=len(self.held_slots()),
             damaged=damaged + len(records.damaged),
         )
+        self._raise_counter(SERIAL, serial)
+        if rebuilt.pins or rebuilt.slots or rebuilt.damaged:
+            self._raise_counter(UNVERIFIED, 1)
+        self._raise_counter(_REBUILT, 1)
+        return rebuilt
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""

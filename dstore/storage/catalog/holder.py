@@ -32,7 +32,7 @@ from dstore.storage.rows import HeldSlot, PinRecordRow, ReferenceKind, SlotState
 _SLOT_COLUMNS: Final = "segment, slot, owner, root, manifest, bytes, state, lease, expires, updated"
 _SELECT_SLOTS: Final = f"SELECT {_SLOT_COLUMNS} FROM held_slots"  # noqa: S608 (a constant)
 _STATES: Final[dict[str, SlotState]] = {"reserved": "reserved", "held": "held", "trash": "trash"}
-_SERIAL: Final = "serial"
+SERIAL: Final = "serial"
 
 
 class HolderTables(ReferenceTables):
@@ -304,17 +304,9 @@ class HolderTables(ReferenceTables):
             serial: int = connection.execute(
                 "INSERT INTO counters (name, value) VALUES (?, 1) ON CONFLICT (name)"
                 " DO UPDATE SET value = value + 1 RETURNING value",
-                (_SERIAL,),
+                (SERIAL,),
             ).fetchone()[0]
         return serial
-
-    def _raise_serial(self, floor: int) -> None:
-        with self._db.transaction() as connection:
-            connection.execute(
-                "INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name)"
-                " DO UPDATE SET value = max(value, excluded.value)",
-                (_SERIAL, floor),
-            )
 
 
 def _order(seq: int, envelope: bytes) -> tuple[int, bytes]:

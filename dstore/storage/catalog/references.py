@@ -20,6 +20,8 @@ from dstore.storage.rows import Operation, ReferenceKind, operation_key
 _ROWS_PER_TRANSACTION: Final = 10_000
 _SWEEP_BLOCKS: Final = 64  # deleted under the lock at a time: a few milliseconds
 
+UNVERIFIED: Final = "unverified"  # a counter: 1 from a rebuild until references are restored
+
 
 class ReferenceTables:
     """The part of the catalog that says which blocks are kept."""
@@ -154,8 +156,11 @@ class ReferenceTables:
 
     def sweep(self, store: BlockStore, multihashes: Sequence[bytes]) -> int:
         """Delete those of the blocks that nothing keeps (asked again, under the lock); returns
-        how many were deleted or already gone."""
+        how many were deleted or already gone.  Deletes nothing between a rebuild and
+        `references_restored`."""
         swept = 0
+        if self._counter(UNVERIFIED):
+            return swept
         for start in range(0, len(multihashes), _SWEEP_BLOCKS):
             batch = multihashes[start : start + _SWEEP_BLOCKS]
             with self._db.transaction(durable=False):
@@ -163,6 +168,28 @@ class ReferenceTables:
                 store.delete_many([CID.v1(RAW, multihash) for multihash in orphans])
             swept += len(orphans)
         return swept
+
+    def references_restored(self) -> None:
+        """After a rebuild: the references of all pins and slots are there again."""
+        with self._db.transaction() as connection:
+            connection.execute("DELETE FROM counters WHERE name = ?", (UNVERIFIED,))
+
+    # --- Counters ----------------------------------------------------------------------
+
+    def _counter(self, name: str) -> int:
+        with self._db.reading() as connection:
+            row = connection.execute(
+                "SELECT value FROM counters WHERE name = ?", (name,)
+            ).fetchone()
+        return row[0] if row else 0
+
+    def _raise_counter(self, name: str, floor: int) -> None:
+        with self._db.transaction() as connection:
+            connection.execute(
+                "INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name)"
+                " DO UPDATE SET value = max(value, excluded.value)",
+                (name, floor),
+            )
 
 
 def mark_released(connection: sqlite3.Connection, kind: ReferenceKind, key: bytes) -> None:

@@ -456,17 +456,22 @@ class TestFile:
             open_catalog(path)
 
     def test_an_emptied_catalog_counts_as_lost(self, tmp_path: Path) -> None:
-        path = tmp_path / "c"
-        catalog = open_catalog(path)
-        assert catalog.created
-        catalog.close()
-        catalog = open_catalog(path)
-        assert not catalog.created
-        catalog.close()
-        path.write_bytes(b"")
-        catalog = open_catalog(path)
-        assert catalog.created
-        catalog.close()
+        path, records = tmp_path / "c", RecordFiles(tmp_path / "records")
+        for emptied in (False, True):
+            if emptied:
+                path.write_bytes(b"")
+            catalog = open_catalog(path)
+            assert catalog.created
+            catalog.close()
+            catalog = open_catalog(path)
+            assert catalog.created  # the rebuild that was due never finished
+            catalog.rebuild(records, now=NOW)
+            assert not catalog.created
+            catalog.close()
+            catalog = open_catalog(path)
+            assert not catalog.created
+            catalog.close()
+        records.close()
 
     def test_a_full_disk_is_reported_and_rolled_back(self, catalog: Catalog) -> None:
         pages = catalog._db._writer.execute("PRAGMA page_count").fetchone()[0]
@@ -573,6 +578,28 @@ class TestRebuild:
         assert (pin.name, record.envelope, slot.lease) == ("newer", b"third", b"newer")
         assert record.keep_until == NOW + 1000
         assert other.lease == b"serial 4"
+        catalog.close()
+        records.close()
+
+    def test_nothing_is_swept_until_the_references_are_back(self, tmp_path: Path) -> None:
+        records = RecordFiles(tmp_path / "records")
+        catalog = open_catalog(tmp_path / "old", records)
+        self.fill(catalog)
+        catalog.close()
+        store = MemoryStore()
+        store.put_many([block(1), block(2)])
+        names = [name.multihash for name, _ in (block(1), block(2))]
+        for _ in range(2):
+            catalog = open_catalog(tmp_path / "new", records)
+            if catalog.created:
+                catalog.rebuild(records, now=NOW)
+            assert catalog.sweep(store, names) == 0
+            catalog.close()
+        catalog = open_catalog(tmp_path / "new", records)
+        catalog.reference(ReferenceKind.SLOT, slot_key(SEGMENT, 0), names[:1])
+        catalog.references_restored()
+        assert catalog.sweep(store, names) == 1
+        assert list(store.multihashes()) == names[:1]
         catalog.close()
         records.close()
 
