@@ -244,6 +244,17 @@ SHUTDOWN_SECONDS: Final = 5  # what is under way may end in this time, then it i
 HTTP_PATH_CHARS_MAX: Final = 8192
 HTTP_HEADER_BYTES_MAX: Final = 32 * KIB
 HTTP_JSON_BYTES_MAX: Final = MIB
+HTTP_CONNECTIONS_MAX: Final = 1024  # per server; the next one is closed at once
+HTTP_IDLE_SECONDS: Final = 15  # between requests, and for the headers of one
+HTTP_WRITE_BYTES: Final = 64 * KIB  # handed to the socket at once, each within:
+HTTP_WRITE_SECONDS: Final = 30
+API_PROGRESS_SECONDS: Final = 0.2  # between two progress lines
+API_TREE_TASKS: Final = 16  # entries of a directory looked at together
+CLI_CONNECT_SECONDS: Final = 5
+CLI_ANSWER_SECONDS: Final = 600  # without a byte from the daemon
+DEVNET_NODES_MAX: Final = 64
+DEVNET_UP_SECONDS: Final = 60  # for all processes to be ready, then again to be connected
+DEVNET_DOWN_SECONDS: Final = 10
 
 assert IDENTITY_BYTES_MAX <= DIGEST_BYTES_MAX
 assert SMALL_BLOCK_BYTES < BLOCK_BYTES_MAX <= GET_BYTES_MAX

@@ -85,8 +85,8 @@ def _address_of(binary: bytes, peer: PeerId) -> str | None:
     text = _bytes_to_address(binary)
     if text is None:
         return None
-    suffix = f"/p2p/{peer}"
-    text = text.removesuffix(suffix)
+    if "/p2p/" in text:
+        text = text.removesuffix(f"/p2p/{peer}")
     return None if not text or text.startswith("/p2p/") else text
 
 

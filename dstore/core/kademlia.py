@@ -226,6 +226,7 @@ class Lookup:
         self._states: dict[PeerId, _State] = {}
         self._order: list[tuple[int, PeerId]] = []
         self._asked_at: dict[PeerId, float] = {}  # those in ASKED, in the order of asking
+        self._slow_since: dict[PeerId, float] = {}  # those in SLOW: when they were asked
         self._slowest_answer = 0.0
         self._queries = 0
 
@@ -251,6 +252,7 @@ class Lookup:
                 self._queries += 1
                 if self._suspect(peer):
                     self._states[peer] = _State.SLOW
+                    self._slow_since[peer] = now
                     continue
                 self._states[peer] = _State.ASKED
                 self._asked_at[peer] = now
@@ -263,12 +265,14 @@ class Lookup:
         asked_at = self._asked_at.pop(peer, None)
         if asked_at is not None:
             self._slowest_answer = max(self._slowest_answer, now - asked_at)
+        self._slow_since.pop(peer, None)
         self._states[peer] = _State.ANSWERED
         self.learn(closer)
 
     def failed(self, peer: PeerId) -> None:
         """`peer` cannot be had or broke the protocol."""
         self._asked_at.pop(peer, None)
+        self._slow_since.pop(peer, None)
         self._states[peer] = _State.FAILED
 
     @property
@@ -286,7 +290,7 @@ class Lookup:
         """Stop waiting for those that are late."""
         while now >= self.next_tick:
             peer = next(iter(self._asked_at))
-            del self._asked_at[peer]
+            self._slow_since[peer] = self._asked_at.pop(peer)
             self._states[peer] = _State.SLOW
 
     @property
@@ -318,9 +322,10 @@ class Lookup:
         answered = (p for _, p in self._order if self._states[p] is _State.ANSWERED)
         return [peer for peer, _ in zip(answered, range(self._count), strict=False)]
 
-    def slow(self) -> list[PeerId]:
-        """Peers asked that have not answered in time, nor since."""
-        return [peer for peer, state in self._states.items() if state is _State.SLOW]
+    def late(self, now: float) -> list[PeerId]:
+        """Peers that have not answered, and had the time to."""
+        horizon = now - self.patience
+        return [peer for peer, asked_at in self._slow_since.items() if asked_at <= horizon]
 
 
 # --- The provider store ----------------------------------------------------------------

@@ -49,7 +49,9 @@ class KnownPeers:
 
     def starts(self, target: int) -> list[PeerId]:
         """Peers from which to search for the place `target`."""
-        return self.table.closest(target) + closest_of(self._extra, target, KAD_BUCKET)
+        return self.table.closest(target, 3 * KAD_BUCKET) + closest_of(
+            self._extra, target, KAD_BUCKET
+        )
 
     def heard(self, peer: PeerId) -> None:
         """`peer` speaks the protocol as a server."""

@@ -60,12 +60,14 @@ class Search:
                 while not (self._stopped or lookup.finished):
                     for peer in lookup.ask(trio.current_time()):
                         nursery.start_soon(self._ask, peer)
+                    if lookup.finished:
+                        break  # only suspects were left to ask: nobody waits for them
                     self._changed = trio.Event()
                     with trio.move_on_at(lookup.next_tick):
                         await self._changed.wait()
                     lookup.tick(trio.current_time())
                 nursery.cancel_scope.cancel()
-        for peer in lookup.slow():
+        for peer in lookup.late(trio.current_time()):
             self._peers.unanswered(peer)
 
     async def _ask(self, peer: PeerId) -> None:

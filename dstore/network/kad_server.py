@@ -7,7 +7,7 @@ its namespace, is refused by a reset.  Specification: libp2p kad-dht, "RPC messa
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from random import Random
 
 import trio
@@ -67,11 +67,15 @@ class Answers:
             return None
         raise ProtocolViolation(f"{sender} put a value; this DHT keeps no values")
 
-    def _peer(self, peer: PeerId, addresses: Sequence[str] = ()) -> KadPeer:
-        if peer == self._network.peer_id:
-            return KadPeer(peer, tuple(self._network.addresses()), connected=True)
-        known = tuple(addresses) or tuple(self._network.known_addresses(peer))
-        return KadPeer(peer, known, connected=peer in self._network.connected())
+    def _named(self, peers: Iterable[tuple[PeerId, tuple[str, ...]]]) -> Iterator[KadPeer]:
+        """Peers as a message names them: with the addresses given, else those known."""
+        connected = frozenset(self._network.connected())
+        for peer, addresses in peers:
+            if peer == self._network.peer_id:
+                yield KadPeer(peer, tuple(self._network.addresses()), connected=True)
+            else:
+                known = addresses or tuple(self._network.known_addresses(peer))
+                yield KadPeer(peer, known, connected=peer in connected)
 
     def _closer(self, key: bytes, sender: PeerId, *, exact: bool = False) -> tuple[KadPeer, ...]:
         """The closest peers that can be reached; with `exact`, the peer whose id is `key`
@@ -83,7 +87,7 @@ class Answers:
                 peers.insert(0, PeerId(key))
             except InvalidCid:
                 pass
-        named = (self._peer(peer) for peer in dict.fromkeys(peers) if peer != sender)
+        named = self._named((peer, ()) for peer in dict.fromkeys(peers) if peer != sender)
         return tuple(peer for peer in named if peer.addresses)[:KAD_PEERS_PER_REPLY_MAX]
 
     def _providers(self, key: bytes, sender: PeerId) -> tuple[KadPeer, ...]:
@@ -94,7 +98,7 @@ class Answers:
         places = KAD_PEERS_PER_REPLY_MAX - len(own)
         if len(others) > places:
             others = self._random.sample(others, places)
-        return tuple(self._peer(record.peer, record.addresses) for record in own + others)
+        return tuple(self._named((record.peer, record.addresses) for record in own + others))
 
     def _add_provider(self, sender: PeerId, request: KadMessage) -> None:
         for provider in request.providers:

@@ -36,10 +36,13 @@ from dstore.limits import (
     KAD_PROVIDE_ATTEMPTS,
     KAD_PROVIDERS_PER_KEY_MAX,
     KAD_RECONSIDER_SECONDS,
+    KAD_REFRESH_FRUITLESS_MAX,
     KAD_REFRESH_LOOKUPS_MAX,
     KAD_REFRESH_SECONDS,
     KAD_REQUEST_SECONDS,
+    KAD_SLOW_SECONDS_MIN,
     KAD_SUSPECTS_MAX,
+    PROVIDER_SECONDS,
 )
 from dstore.network.kad_peers import KnownPeers
 from dstore.network.kad_requests import RequestStreams
@@ -59,6 +62,7 @@ class RoutingOptions:
     keys_max: int = KAD_KEYS_MAX
     keys_per_peer_max: int = KAD_KEYS_PER_PEER_MAX
     providers_per_key_max: int = KAD_PROVIDERS_PER_KEY_MAX
+    provider_seconds: float = PROVIDER_SECONDS
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class Routing:
             keys_max=options.keys_max,
             keys_per_peer_max=options.keys_per_peer_max,
             providers_per_key_max=options.providers_per_key_max,
+            seconds=options.provider_seconds,
         )
         self._bootstrap: dict[PeerId, PeerAddresses] = {}
         self._considering: set[PeerId] = set()
@@ -96,6 +101,7 @@ class Routing:
         answers = Answers(network, self._table, self._store, runtime.random)
         self._served = ServedStreams(answers.answer)
         self._size_at_refresh = 0
+        self._closed = False
         if options.mode == "server":
             network.set_handler(options.protocol, self._serve)
 
@@ -110,6 +116,11 @@ class Routing:
     def records(self) -> int:
         """The number of provider records held for others."""
         return len(self._store)
+
+    @property
+    def streams_kept(self) -> int:
+        """The number of idle outbound streams."""
+        return self._requests.idle
 
     def add_peer(self, target: PeerAddresses) -> None:
         """Note a peer known from elsewhere (the catalog, say).  Lookups start from it too;
@@ -127,8 +138,11 @@ class Routing:
     ) -> Search:
         """The search for the peers closest to the request's key, done."""
         self._consider_connected()
-        if not len(self._table) and self._considering:
-            # Nothing to start from until the first of the connected peers is known.
+        if len(self._table) < KAD_BUCKET:
+            # Among so few every peer counts, also one whose connection is a moment old.
+            with trio.move_on_after(KAD_SLOW_SECONDS_MIN):
+                await self._all_considered()
+        if not len(self._table):
             with trio.move_on_after(KAD_REQUEST_SECONDS):
                 while self._considering and not len(self._table):
                     await self._considered.wait()
@@ -219,15 +233,19 @@ class Routing:
         read = KadMessage(MessageType.GET_PROVIDERS, key)
 
         async def tell(target: PeerAddresses) -> None:
+            answered = False
             for _ in range(KAD_PROVIDE_ATTEMPTS):
                 try:
                     answer = await self._requests.exchange(target, add, read)
                 except (NetworkError, PeerError):
+                    answered = False
                     continue
+                answered = True
                 if any(each.peer == self._own for each in answer.providers):
                     confirmed.append(target.peer)
                     return
-            self._peers.unanswered(target.peer)
+            if not answered:  # one that refuses is none the worse for it
+                self._peers.unanswered(target.peer)
 
         if self._options.mode == "server" and self._is_close(key, targets):
             self._store.add(key, self._own, addresses, trio.current_time())
@@ -289,10 +307,16 @@ class Routing:
 
     async def refresh(self) -> None:
         """Look up this node's own id, and a random one in each part of the key space where
-        the table has room; ask those not heard from for long."""
+        the table has room, the widest first, until that finds nobody new; ask those not
+        heard from for long."""
         await self.closest_peers(self._own.binary)
+        fruitless = 0
         for prefix in self._table.sparse_prefixes()[:KAD_REFRESH_LOOKUPS_MAX]:
+            before = len(self._table)
             await self.closest_peers(self._random_key(prefix))
+            fruitless = 0 if len(self._table) > before else fruitless + 1
+            if fruitless == KAD_REFRESH_FRUITLESS_MAX:
+                break
         self._size_at_refresh = len(self._table)
         horizon = trio.current_time() - KAD_REFRESH_SECONDS
         async with trio.open_nursery() as nursery:
@@ -332,6 +356,10 @@ class Routing:
             self._reconsider.popitem(last=False)
         self._nursery.start_soon(self._find_out, peer)
 
+    async def _all_considered(self) -> None:
+        while self._considering:
+            await self._considered.wait()
+
     async def _find_out(self, peer: PeerId) -> None:
         try:
             if await self._network.speaks(peer, self._options.protocol):
@@ -363,12 +391,14 @@ class Routing:
                 refresh_at = trio.current_time() + KAD_REFRESH_SECONDS
 
     async def close(self) -> None:
-        """End every stream."""
+        """End every stream, and serve no more."""
+        self._closed = True
         self._served.close()
         await self._requests.close()
 
     async def _serve(self, stream: Stream) -> None:
-        self._consider(stream.peer)  # a server itself, perhaps
+        if not self._closed:
+            self._consider(stream.peer)  # a server itself, perhaps
         await self._served.serve(stream)
 
 

@@ -51,11 +51,13 @@ class RoutingCluster:
 
 
 @asynccontextmanager
-async def routing_cluster(size: int, seed: int = 0) -> AsyncIterator[RoutingCluster]:
-    """A cluster of `size` servers that have joined.  Under trio's mock clock, please."""
+async def routing_cluster(
+    size: int, seed: int = 0, options: RoutingOptions | None = None
+) -> AsyncIterator[RoutingCluster]:
+    """A cluster of `size` nodes that have joined.  Under trio's mock clock, please."""
     async with memory_network(seed) as hub, AsyncExitStack() as stack:
         cluster = RoutingCluster(hub, stack)
         for _ in range(size):
-            await cluster.start()
+            await cluster.start(options)
         await cluster.join(range(1, size))
         yield cluster

@@ -1,0 +1,382 @@
+"""The metric, the routing table, the lookup and the provider store, each by itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dstore.core.cid import CID
+from dstore.core.kademlia import (
+    Lookup,
+    ProviderStore,
+    RoutingTable,
+    closest_of,
+    common_prefix,
+    distance,
+    kad_id,
+)
+from dstore.core.peerid import PeerId
+from dstore.limits import (
+    KAD_KEY_BYTES_MAX,
+    KAD_QUERIES_MAX,
+    KAD_SLOW_SECONDS_MAX,
+    KAD_SLOW_SECONDS_MIN,
+)
+
+ids = st.integers(min_value=0, max_value=2**256 - 1)
+
+
+def peer(number: int) -> PeerId:
+    return PeerId.of_ed25519(hashlib.sha256(f"peer {number}".encode()).digest())
+
+
+PEERS = [peer(number) for number in range(400)]
+OWN = peer(-1)
+
+
+def by_distance(peers: Iterable[PeerId], target: int) -> list[PeerId]:
+    return sorted(peers, key=lambda each: kad_id(each.binary) ^ target)
+
+
+# --- Metric ----------------------------------------------------------------------------
+
+
+def test_known_answers() -> None:
+    # Computed by an independent implementation of the specification.
+    peer_id = PeerId.parse("12D3KooWLU2znyJMtDiHArqAGbZn8CgUGp92kxDBtefftEEaHSZS")
+    assert f"{kad_id(peer_id.binary):064x}" == (
+        "e43d28f0996557c0d5571d75c62a57a59d7ac1d30a51ecedcdb9d5e4afa56100"
+    )
+    cid = CID.parse("bafybeihfg3d7rdltd43u3tfvncx7n5loqofbsobojcadtmokrljfthuc7y")
+    assert f"{kad_id(cid.multihash):064x}" == (
+        "d623250f3f660ab4c3a53d3c97b3f6a0194c548053488d093520206248253bcb"
+    )
+
+
+@given(ids, ids, ids)
+def test_distance_is_a_metric_with_one_point_at_each_distance(a: int, b: int, c: int) -> None:
+    assert distance(a, a) == 0
+    assert distance(a, b) == distance(b, a)
+    assert (distance(a, b) == 0) == (a == b)
+    assert distance(a, c) <= distance(a, b) + distance(b, c)
+    assert distance(a, b) ^ a == b
+
+
+@given(ids, ids)
+def test_common_prefix_is_what_the_bits_say(a: int, b: int) -> None:
+    left, right = f"{a:0256b}", f"{b:0256b}"
+    shared = next((i for i in range(256) if left[i] != right[i]), 256)
+    assert common_prefix(a, b) == shared
+
+
+@given(st.sets(st.sampled_from(PEERS)), ids, st.integers(0, 30))
+def test_closest_of_sorts_by_distance(peers: set[PeerId], target: int, count: int) -> None:
+    assert closest_of(peers, target, count) == by_distance(peers, target)[:count]
+
+
+# --- Routing table ---------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.sampled_from(["heard", "failed", "remove"]), st.integers(0, 60))))
+def test_table_keeps_its_bounds_and_its_seniors(steps: list[tuple[str, int]]) -> None:
+    table = RoutingTable(OWN, bucket_size=3, failures_max=2)
+    failures: dict[PeerId, int] = {}
+    for now, (step, number) in enumerate(steps):
+        each, before = PEERS[number], set(table)
+        if step == "heard":
+            inside = table.heard(each, now)
+            assert inside == (each in table)
+            assert before <= set(table), "a newcomer displaced somebody"
+            failures.pop(each, None)
+        elif step == "failed":
+            failures[each] = failures.get(each, 0) + 1
+            table.failed(each)
+            if each in before:
+                gone = before - set(table)
+                assert gone <= {each}
+                assert failures[each] >= 2 or not gone
+        else:
+            table.remove(each)
+            assert each not in table
+            assert len(table) >= len(before) - 1
+        if each not in table:
+            failures.pop(each, None)
+        prefixes = [common_prefix(kad_id(OWN.binary), kad_id(p.binary)) for p in table]
+        assert all(prefixes.count(prefix) <= 3 for prefix in prefixes)
+        assert len(table) == len(list(table)) == len(set(table))
+        assert OWN not in table
+
+
+def test_a_full_bucket_lets_the_latest_waiting_in_when_one_fails() -> None:
+    table = RoutingTable(OWN, bucket_size=2, failures_max=2)
+    bucket = [p for p in PEERS if common_prefix(kad_id(OWN.binary), kad_id(p.binary)) == 0][:5]
+    first, second, third, fourth, fifth = bucket
+    assert table.heard(first, 0)
+    assert table.heard(second, 1)
+    assert not any(table.heard(each, 2) for each in (third, fourth, fifth))
+    table.failed(first)
+    assert first in table, "one failure costs nobody its place"
+    table.failed(first)
+    assert set(table) == {second, fifth}
+    table.remove(fifth)
+    assert set(table) == {second, fourth}, "the third was one more than may wait"
+    table.remove(fourth)
+    assert set(table) == {second}
+
+
+def test_an_answer_clears_failures_and_own_id_is_never_in() -> None:
+    table = RoutingTable(OWN, failures_max=2)
+    table.heard(PEERS[0], 0)
+    for now in range(5):
+        table.failed(PEERS[0])
+        table.heard(PEERS[0], now)
+    assert PEERS[0] in table
+    assert not table.heard(OWN, 0)
+
+
+def test_closest_prefers_peers_that_answer() -> None:
+    table = RoutingTable(OWN)
+    for each in PEERS[:10]:
+        table.heard(each, 0)
+    target = kad_id(b"key")
+    ordered = by_distance(PEERS[:10], target)
+    assert table.closest(target, 4) == ordered[:4]
+    table.failed(ordered[0])
+    assert table.closest(target, 4) == ordered[1:5]
+    assert table.closest(target, 20) == [*ordered[1:], ordered[0]]
+
+
+def test_silent_peers_and_room_are_found_for_refresh() -> None:
+    table = RoutingTable(OWN, bucket_size=2)
+    for now, each in enumerate(PEERS[:30]):
+        table.heard(each, now)
+    assert all(each not in PEERS[5:30] for each in table.unheard_since(5, 10))
+    inside = [each for each in PEERS[:5] if each in table]
+    assert table.unheard_since(5, 2) == inside[:2]
+    prefixes = [common_prefix(kad_id(OWN.binary), kad_id(p.binary)) for p in table]
+    sparse = table.sparse_prefixes()
+    assert all((prefixes.count(i) < 2) == (i in sparse) for i in range(max(prefixes) + 1))
+    assert RoutingTable(OWN).sparse_prefixes() == []
+
+
+# --- Lookup ----------------------------------------------------------------------------
+
+
+def simulate(
+    neighbours: dict[PeerId, list[PeerId]],
+    start: list[PeerId],
+    target: int,
+    silent: frozenset[PeerId] = frozenset(),
+    count: int = 20,
+) -> tuple[Lookup, float, int]:
+    """A whole lookup: answers take 10 ms, silent peers none come from."""
+    lookup = Lookup(target, OWN, count=count)
+    lookup.learn(start)
+    now, asked = 0.0, 0
+    due: list[tuple[float, PeerId]] = []
+    while not lookup.finished:
+        chosen = lookup.ask(now)
+        asked += len(chosen)
+        due += [(now + 0.01, each) for each in chosen if each not in silent]
+        if lookup.finished:
+            break
+        now = min([lookup.next_tick, *(when for when, _ in due)])
+        assert now != float("inf"), "nothing left to wait for, and not finished"
+        lookup.tick(now)
+        for when, each in [entry for entry in due if entry[0] <= now]:
+            due.remove((when, each))
+            lookup.answered(each, closest_of(neighbours[each], target, 20), now)
+    return lookup, now, asked
+
+
+def mesh(seed: int, size: int = 200) -> dict[PeerId, list[PeerId]]:
+    """Everybody knows what a routing table filled by all the others holds."""
+    members = PEERS[:size]
+    known: dict[PeerId, list[PeerId]] = {}
+    for index, each in enumerate(members):
+        table = RoutingTable(each, bucket_size=10)
+        for other in members[(index + seed) % size :] + members:
+            table.heard(other, 0)
+        known[each] = list(table)
+    return known
+
+
+@pytest.mark.parametrize("key", [b"a", b"b", b"c", b"d", b"e"])
+def test_lookup_finds_the_closest(key: bytes) -> None:
+    neighbours = mesh(7)
+    target = kad_id(key)
+    lookup, seconds, asked = simulate(neighbours, PEERS[:3], target)
+    assert lookup.closest() == by_distance(neighbours, target)[:20]
+    assert seconds < 0.1
+    assert asked < 60
+    assert lookup.late(seconds) == []
+
+
+@pytest.mark.parametrize("key", [b"a", b"b", b"c", b"d", b"e"])
+def test_lookup_passes_silent_peers_by(key: bytes) -> None:
+    neighbours = mesh(3)
+    silent = frozenset(PEERS[1:200:3])
+    target = kad_id(key)
+    lookup, seconds, _ = simulate(neighbours, PEERS[:3], target, silent, count=8)
+    found = lookup.closest()
+    alive = by_distance([each for each in neighbours if each not in silent], target)
+    assert found == alive[:8]
+    assert seconds < 2
+    assert silent.issuperset(lookup.late(seconds))
+
+
+def test_lookup_asks_no_more_at_once_than_it_may() -> None:
+    lookup = Lookup(0, OWN, concurrency=3)
+    lookup.learn(PEERS[:50])
+    first = lookup.ask(0)
+    assert first == by_distance(PEERS[:50], 0)[:3]
+    assert lookup.ask(0) == []
+    lookup.failed(first[0])
+    assert len(lookup.ask(0)) == 1
+    lookup.tick(KAD_SLOW_SECONDS_MAX)
+    assert len(lookup.ask(1)) == 3, "late ones make room"
+    lookup.answered(first[1], [], 1.1)
+    assert first[1] in lookup.closest(), "a late answer is still an answer"
+
+
+def test_lookup_waits_for_the_slow_while_nobody_answered() -> None:
+    lookup = Lookup(0, OWN)
+    lookup.learn(PEERS[:2])
+    one, two = lookup.ask(0)
+    lookup.tick(1)
+    assert not lookup.finished
+    lookup.failed(one)
+    assert not lookup.finished
+    lookup.answered(two, [], 1.5)
+    assert lookup.finished
+    assert lookup.closest() == [two]
+
+
+def test_lookup_of_nobody_is_finished_and_own_id_is_never_asked() -> None:
+    lookup = Lookup(0, OWN)
+    lookup.learn([OWN])
+    assert lookup.ask(0) == []
+    assert lookup.finished
+    assert lookup.closest() == []
+
+
+def test_suspects_are_asked_but_not_waited_for() -> None:
+    suspects = set(by_distance(PEERS[:30], 0)[:5])
+    lookup = Lookup(0, OWN, suspect=suspects.__contains__)
+    lookup.learn(PEERS[:30])
+    asked = lookup.ask(0)
+    assert suspects < set(asked)
+    assert len(asked) == 15
+    while not lookup.finished:
+        for each in asked:
+            if each not in suspects:
+                lookup.answered(each, [], 0.01)
+        asked = lookup.ask(0.01)
+    assert lookup.late(0.01) == [], "they did not have the time"
+    assert set(lookup.late(1)) == suspects
+
+
+def test_patience_follows_the_answers() -> None:
+    lookup = Lookup(0, OWN)
+    lookup.learn(PEERS[:3])
+    one, two, _ = lookup.ask(0)
+    assert lookup.patience == KAD_SLOW_SECONDS_MIN
+    lookup.answered(one, [], 0.1)
+    assert lookup.patience == pytest.approx(0.4)
+    assert lookup.next_tick == pytest.approx(0.4)
+    lookup.answered(two, [], 0.39)
+    assert lookup.patience == KAD_SLOW_SECONDS_MAX
+
+
+def test_endless_answers_end() -> None:
+    # Each answer names twenty closer peers that nobody heard of: a liar's maze.
+    lookup = Lookup(0, OWN)
+    lookup.learn(PEERS[:20])
+    made, asked, now = 0, 0, 0.0
+    while not lookup.finished:
+        for each in lookup.ask(now):
+            asked += 1
+            fresh = [peer(10_000 + made + i) for i in range(20)]
+            made += 20
+            lookup.answered(each, fresh, now)
+    assert asked <= KAD_QUERIES_MAX
+
+
+# --- Provider store --------------------------------------------------------------------
+
+
+def test_providers_expire_and_are_renewed() -> None:
+    store = ProviderStore(seconds=100)
+    assert store.add(b"k", PEERS[0], ("/ip4/1.2.3.4/tcp/1",), 0)
+    assert store.add(b"k", PEERS[1], (), 50)
+    assert store.add(b"k", PEERS[0], ("/ip4/1.2.3.4/tcp/2",), 60)
+    assert [r.peer for r in store.providers(b"k", 149)] == [PEERS[0], PEERS[1]]
+    assert store.providers(b"k", 0)[0].addresses == ("/ip4/1.2.3.4/tcp/2",)
+    assert [r.peer for r in store.providers(b"k", 150)] == [PEERS[0]]
+    assert store.expire(155) == 1
+    assert len(store) == 1
+    assert store.expire(1000) == 1
+    assert (len(store), store.keys) == (0, 0)
+
+
+def test_bounds_refuse_newcomers_and_keep_seniors() -> None:
+    store = ProviderStore(keys_max=3, keys_per_peer_max=2, providers_per_key_max=2, seconds=100)
+    assert store.add(b"a", PEERS[0], (), 0)
+    assert store.add(b"b", PEERS[0], (), 0)
+    assert not store.add(b"c", PEERS[0], (), 1), "one peer's share"
+    assert store.add(b"a", PEERS[0], (), 1), "renewing is not one more"
+    assert store.add(b"a", PEERS[1], (), 1)
+    assert not store.add(b"a", PEERS[2], (), 1), "one key's share"
+    assert store.add(b"c", PEERS[1], (), 1)
+    assert not store.add(b"d", PEERS[3], (), 1), "all keys"
+    assert [r.peer for r in store.providers(b"a", 1)] == PEERS[:2]
+    store.discard(b"b", PEERS[0])
+    store.discard(b"b", PEERS[0])
+    assert store.add(b"d", PEERS[3], (), 1)
+    assert store.add(b"e", PEERS[4], (), 101.5), "what expired makes room"
+
+
+@pytest.mark.parametrize("key", [b"", bytes(KAD_KEY_BYTES_MAX + 1)])
+def test_absurd_keys_are_refused(key: bytes) -> None:
+    assert not ProviderStore().add(key, PEERS[0], (), 0)
+
+
+def test_saved_records_keep_what_is_left_of_their_life() -> None:
+    store = ProviderStore(seconds=100)
+    assert store.add(b"k", PEERS[0], (), 1000, seconds=30)
+    assert store.add(b"k", PEERS[1], (), 1000, seconds=5000), "never more than a fresh one"
+    assert not store.add(b"k", PEERS[2], (), 1000, seconds=0)
+    assert [(key, r.expires) for key, r in store.records(1000)] == [(b"k", 1030), (b"k", 1100)]
+    assert [r.peer for _, r in store.records(1050)] == [PEERS[1]]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 30), st.booleans())))
+def test_store_agrees_with_a_plain_model(steps: list[tuple[int, int, int, bool]]) -> None:
+    store = ProviderStore(keys_max=4, keys_per_peer_max=3, providers_per_key_max=3, seconds=50)
+    model: dict[tuple[bytes, PeerId], float] = {}
+    now = 0.0
+    for key_number, peer_number, pause, discard in steps:
+        now += pause
+        key, each = bytes([key_number + 1]), PEERS[peer_number]
+        model = {entry: until for entry, until in model.items() if until > now}
+        if discard:
+            store.discard(key, each)
+            model.pop((key, each), None)
+        else:
+            room = (
+                len({k for k, _ in model} | {key}) <= 4
+                and sum(p == each for _, p in model) < 3
+                and sum(k == key for k, _ in model) < 3
+            )
+            taken = store.add(key, each, (), now)
+            assert taken == (room or (key, each) in model)
+            if taken:
+                model[key, each] = now + 50
+        store.expire(now)
+        assert {(k, r.peer): r.expires for k, r in store.records(now)} == model
+        assert len(store) == len(model)
+        assert store.keys == len({k for k, _ in model})
