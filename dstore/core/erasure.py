@@ -12,7 +12,7 @@ from functools import cache
 from typing import Protocol, TypeAlias
 
 from dstore.core.galois import parity_rows, recovery_rows
-from dstore.errors import Unrecoverable
+from dstore.errors import MalformedBlock, Unrecoverable
 from dstore.limits import BLOCK_BYTES_MAX, FRAGMENTS_PER_STRIPE_MAX
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -63,7 +63,8 @@ def reconstruct(
     at.  Results have `length` bytes: the caller cuts a data block to its size.  Members from
     `data_count` to k - 1 are zeros, and come back as such.  Nothing here can tell wrong bytes
     from right ones: check the results against their CIDs.  Raises Unrecoverable where there
-    are too few fragments, ValueError for numbers that no stripe can have.
+    are too few fragments, MalformedBlock where one of those used is longer than `length` (the
+    segment lies about sizes), ValueError for numbers that no stripe can have.
     """
     _check(k, m, data_count, length)
     if not all(0 <= index < k + m for index in (*fragments, *wanted)):
@@ -75,6 +76,8 @@ def reconstruct(
             f"{len(available)} are at hand"
         )
     chosen = tuple(available[:data_count])
+    if longer := [index for index in chosen if len(fragments[index]) > length]:
+        raise MalformedBlock(f"fragments {longer} are longer than their stripe, {length} bytes")
     results = {index: bytes(length) for index in wanted if data_count <= index < k}
     solving = tuple(sorted(index for index in set(wanted) if index not in results))
     if solving:

@@ -16,7 +16,7 @@ from dstore.core import erasure, isal
 from dstore.core.erasure import Buffer, Engine
 from dstore.core.erasure_numpy import NumpyEngine
 from dstore.core.galois import parity_rows
-from dstore.errors import Unrecoverable
+from dstore.errors import MalformedBlock, Unrecoverable
 from dstore.limits import BLOCK_BYTES_MAX
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "erasure.json"
@@ -161,8 +161,14 @@ def test_indices_outside_the_stripe_are_refused() -> None:
     for fragments, wanted in (({6: b"a"}, [0]), ({-1: b"a"}, [0]), ({0: b"a"}, [6])):
         with pytest.raises(ValueError, match="indices"):
             erasure.reconstruct(4, 2, fragments, wanted, 1, 1)
-    with pytest.raises(ValueError, match="a block of 2 bytes"):
+
+
+def test_fragments_longer_than_their_segment_says_are_the_datas_fault() -> None:
+    """A lying segment: the fragment has the CID that it lists, and not the size."""
+    with pytest.raises(MalformedBlock, match="longer"):
         erasure.reconstruct(1, 1, {0: b"ab"}, [1], 1, 1)
+    # One that is not needed does no harm.
+    assert erasure.reconstruct(1, 1, {0: b"a", 1: b"long"}, [0], 1, 1) == {0: b"a"}
 
 
 def test_no_parity_is_a_code_too() -> None:
