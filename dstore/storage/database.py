@@ -15,20 +15,32 @@ from pathlib import Path
 from typing import Final
 
 from dstore.errors import CorruptStore, NodeError, StorageFull, StoreTooNew
+from dstore.limits import KIB, MIB
 
 _CORRUPT: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _FULL: Final = {sqlite3.SQLITE_FULL}
 _BUSY_SECONDS: Final = 10.0
 _READERS_KEPT_MAX: Final = 8
+_LOG_BYTES_KEPT_MAX: Final = 64 * MIB  # a large transaction leaves no larger log behind
 
 
 class Database:
     """A migrated SQLite file: one writing connection under a lock, a few reading ones."""
 
-    def __init__(self, path: Path, steps: Sequence[Sequence[str]], *, what: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        steps: Sequence[Sequence[str]],
+        *,
+        what: str,
+        cache_bytes: int = 2 * MIB,
+        log_pages: int = 1000,
+    ) -> None:
         """Open or create `path` (mode 0600) and apply the migration steps it lacks.
 
-        `what` names the file in messages.  Raises CorruptStore, StoreTooNew, StorageFull.
+        `what` names the file in messages; `cache_bytes` are for the writer's pages,
+        `log_pages` is how long the write-ahead log grows before it is copied back.  Raises
+        CorruptStore, StoreTooNew, StorageFull.
         """
         self.path = path
         self.what = what
@@ -47,6 +59,9 @@ class Database:
                 self._writer.execute("PRAGMA journal_mode = WAL")
                 self._writer.execute("PRAGMA synchronous = FULL")
                 self._writer.execute("PRAGMA foreign_keys = ON")
+                self._writer.execute(f"PRAGMA cache_size = {-(cache_bytes // KIB):d}")
+                self._writer.execute(f"PRAGMA wal_autocheckpoint = {log_pages:d}")
+                self._writer.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES_KEPT_MAX:d}")
             self._migrate(steps)
         except BaseException:
             self._writer.close()

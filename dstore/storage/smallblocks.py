@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from dstore.limits import MIB
 from dstore.storage.blockstore import Usage
 from dstore.storage.database import Database
 from dstore.storage.durable import GroupCommit
@@ -32,7 +33,11 @@ class SmallBlocks:
 
     def __init__(self, path: Path) -> None:
         """Open or create the file.  Raises CorruptStore, StoreTooNew, StorageFull."""
-        self._db = Database(path, _STEPS, what="store of small blocks")
+        # Names are random, so every put touches index pages all over the file: more of them in
+        # memory and a longer log are worth a third of the speed at 250,000 blocks.
+        self._db = Database(
+            path, _STEPS, what="store of small blocks", cache_bytes=8 * MIB, log_pages=4000
+        )
         self._group: GroupCommit[tuple[bytes, bytes]] = GroupCommit(self._insert)
         self._lock = threading.Lock()
         with self._db.reading() as connection:
