@@ -128,13 +128,17 @@ class FragmentStream:
     async def queue(self, message: bytes, block: bytes = b"") -> None:
         """A control message and the block behind it; small ones may wait for `flush`, or for
         the next of them, up to a hundredth of a second past the last write."""
+        room = SMALL_WRITES_BYTES - len(self._small) - len(message) - len(block)
+        due = trio.current_time() > self._flushed_at + _FLUSH_SECONDS
+        if room > 0 and not due and not self._writing.locked():
+            self._small += frame(message)
+            self._small += block
+            return
         async with self._writing:
             self._small += frame(message)
             if len(block) < SMALL_WRITES_BYTES:
                 self._small += block
-                due = trio.current_time() > self._flushed_at + _FLUSH_SECONDS
-                if due or len(self._small) >= SMALL_WRITES_BYTES:
-                    await self._flush()
+                await self._flush()
             else:
                 await self._flush()
                 await self._write(block)

@@ -173,7 +173,12 @@ class SlotExchange:
                 raise ProtocolViolation(f"{peer} sent {upload.size} bytes for {cid} of {size}")
             await self._budget.take(size + BLOCK_OVERHEAD_BYTES)
             self._unstored_bytes += size + BLOCK_OVERHEAD_BYTES
-            await to_store.send((stripe, cid, await self._link.read_bytes(size)))
+            fragment = (stripe, cid, await self._link.read_bytes(size))
+            # Small ones that came in one read go on in one batch.
+            try:
+                to_store.send_nowait(fragment)
+            except trio.WouldBlock:
+                await to_store.send(fragment)
 
     async def _store(
         self,

@@ -26,7 +26,7 @@ from dstore.network.fragments_server import FragmentsServer, serve_fragments
 from dstore.network.streams import PeerAddresses
 from dstore.testing.deterministic import peer_number, simulated_runtime
 from dstore.testing.memory_holder import MemoryHolder
-from dstore.testing.memory_network import MemoryHost, MemoryNetwork, memory_network
+from dstore.testing.memory_network import MemoryHost, MemoryNetwork, NetworkOptions, memory_network
 
 SERVER = peer_number(1)
 CLIENT = peer_number(2)
@@ -68,8 +68,8 @@ class Pair:
 
 
 @asynccontextmanager
-async def pair() -> AsyncIterator[Pair]:
-    async with memory_network(7) as network:
+async def pair(options: NetworkOptions | None = None) -> AsyncIterator[Pair]:
+    async with memory_network(7, options) as network:
         made = Pair(network)
         async with made.client:
             yield made
@@ -366,3 +366,13 @@ async def test_stream_that_the_peer_ended_is_replaced_unnoticed(
         assert both.network.streams_opened == 2
         await both.client.aclose()
         assert both.client.idle_streams == 0
+
+
+async def test_messages_may_be_cut_anywhere(autojump_clock: trio.testing.MockClock) -> None:
+    async with pair(NetworkOptions(ragged=True, window_bytes=4096)) as both:
+        parts, data = both.slot(20, 5000)
+        assert await put(both, parts, data) == b"lease 2"
+        both.holder.kept.update(data)
+        asked = [part.cid for part in parts] + [ROOT]
+        assert await all_of(both, asked) == [(cid, data.get(cid)) for cid in asked]
+        assert both.faults == []
