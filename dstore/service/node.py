@@ -163,6 +163,10 @@ class Node:
         """What /ipfs/ROOT/NAME/… is.  Raises as `Retriever.resolve`."""
         return await self._retriever.resolve(root, names)
 
+    async def entry(self, root: CID, cid: CID) -> Entry:
+        """What one node of the root's DAG is, as `entries` names it."""
+        return await self._retriever.entry(root, cid)
+
     def read(
         self, root: CID, cid: CID | None = None, offset: int = 0, length: int | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:

@@ -7,7 +7,7 @@ thing again finds what is stored and what holders acknowledged, and does the res
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,6 @@ from dstore.core.placement import (
     shapes_of,
     worst,
 )
-from dstore.core.unixfs import iter_dag, profile_named
 from dstore.errors import CallerError, InsufficientPeers, ProtocolViolation
 from dstore.limits import ANNOUNCE_SECONDS
 from dstore.network.routing import Routing
@@ -37,20 +36,17 @@ from dstore.network.streams import Network
 from dstore.runtime import Runtime
 from dstore.service.candidates import CandidateFinder
 from dstore.service.encoding import Encoded, encode_root
-from dstore.service.importing import Imported, Importer
+from dstore.service.importing import Imported
+from dstore.service.localadd import Import, Operation, add_locally
 from dstore.service.progress import AddOptions, AddResult, GuaranteeStatus, Progress, Report
 from dstore.service.stores import Stores
 from dstore.service.upload import Offer, Placed, Uploader
-from dstore.storage.blockstore import Block
 from dstore.storage.rows import (
     ManifestRow,
     PinRow,
     ReferenceKind,
-    operation_key,
     pin_key,
 )
-
-Import = Callable[[Importer], Awaitable[Imported]]
 
 
 @dataclass(frozen=True)
@@ -104,41 +100,11 @@ class Publisher:
     async def _add(self, run: Import, options: AddOptions, report: Report) -> AddResult:
         if options.code is not None:
             _code(options.code)
-        async with self._operation("add") as save:
-            importer = Importer(profile_named(options.profile), save, self._runtime.workers, report)
-            imported = await run(importer)
-            await self._pin_locally(imported.cid, options)
+        imported = await add_locally(self._stores, self._runtime, run, options, report)
         if options.local_only:
             await self._announce(imported.cid, report, confirm=False)
             return AddResult(imported.cid, imported.size, warnings=imported.warnings)
         return await self._protect(imported, options, report)
-
-    # --- Local ---------------------------------------------------------------------------
-
-    def _operation(self, kind: str) -> _Operation:
-        return _Operation(kind, self._stores, self._runtime)
-
-    async def _pin_locally(self, root: CID, options: AddOptions) -> None:
-        """The DAG is stored: keep it, so that nothing of the operation is needed any more."""
-
-        def work() -> None:
-            blocks, catalog = self._stores.blocks, self._stores.catalog
-            known = catalog.get_pin(root)
-
-            def size_of(cid: CID) -> int:
-                return blocks.size(cid) or 0
-
-            multihashes = (visit.cid.multihash for visit in iter_dag(root, blocks.get, size_of))
-            catalog.reference(ReferenceKind.LOCAL_PIN, pin_key(root), multihashes)
-            if known is None or options.name is not None:
-                now = self._runtime.clock.now()
-                catalog.put_pin(
-                    PinRow(root, "local", options.name, known.created if known else now, None)
-                    if known is None or known.mode == "local"
-                    else _renamed(known, options.name)
-                )
-
-        await self._runtime.workers.run(work)
 
     # --- Protection ----------------------------------------------------------------------
 
@@ -158,7 +124,7 @@ class Publisher:
                 guarantee=GuaranteeStatus(0, 0, "one copy, on this node"),
                 warnings=tuple(filter(None, (*imported.warnings, reason))),
             )
-        async with self._operation("protect") as save:
+        async with Operation("protect", self._stores, self._runtime) as save:
             encoded = await encode_root(
                 root, code, self._stores.blocks, save, self._runtime.workers, report
             )
@@ -360,45 +326,11 @@ class Publisher:
                     await trio.sleep(0.1)
 
 
-class _Operation:
-    """Keeps what is saved under it until the block ends; what a killed process left is
-    released when the node starts."""
-
-    def __init__(self, kind: str, stores: Stores, runtime: Runtime) -> None:
-        self._kind = kind
-        self._stores = stores
-        self._runtime = runtime
-        self._id = 0
-
-    async def __aenter__(self) -> Callable[[Sequence[Block]], None]:
-        self._id = await self._runtime.workers.run(
-            self._stores.catalog.begin_operation, self._kind, self._runtime.clock.now()
-        )
-        return self._save
-
-    async def __aexit__(self, *exc: object) -> None:
-        with trio.CancelScope(shield=True):
-            await self._runtime.workers.run(self._stores.catalog.end_operation, self._id)
-
-    def _save(self, blocks: Sequence[Block]) -> None:
-        """In a worker.  Reference first, then put: collection beside us takes nothing."""
-        self._stores.catalog.reference(
-            ReferenceKind.OPERATION,
-            operation_key(self._id),
-            [cid.multihash for cid, _ in blocks],
-        )
-        self._stores.blocks.put_many(blocks)
-
-
 def _code(pair: tuple[int, int]) -> Code:
     try:
         return Code(*pair)
     except ValueError as error:
         raise CallerError(str(error)) from error
-
-
-def _renamed(pin: PinRow, name: str | None) -> PinRow:
-    return PinRow(pin.root, pin.mode, name, pin.created, pin.expires, pin.k, pin.m, pin.manifest)
 
 
 def _warnings(placed: Sequence[Placed], reached: Guarantee, protected: bool) -> list[str]:

@@ -100,6 +100,11 @@ class Retriever:
                     raise InvalidPath(f"/ipfs/{path}: what comes before {name!r} is no directory")
                 raise NotFoundError(f"/ipfs/{path} does not exist")
             cid = below
+        return await self.entry(root, cid)
+
+    async def entry(self, root: CID, cid: CID) -> Entry:
+        """What the node `cid` of the root's DAG is.  Raises as `resolve`."""
+        session = self.session(root)
         if cid.codec == DAG_CBOR:
             return Entry(cid, "file", len(await session.block(cid)))
         return _entry(cid, await self._node(session, cid))

@@ -1,0 +1,91 @@
+"""get, cat, ls: files and directories out of the store."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dstore.interfaces.cli.options import home_option, json_option, say, say_form, table
+from dstore.interfaces.cli.progress import ProgressLine
+
+
+@click.command()
+@click.argument("path", metavar="CID[/PATH]")
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    help="Where to write it; the last part of the path unless given.",
+)
+@home_option
+@json_option
+def get(path: str, output: Path | None, home: Path, as_json: bool) -> None:
+    """Write a file or directory to disk.
+
+    Files that exist are replaced, each at once when it is whole; nothing is written outside
+    of OUT, whatever the names inside say.
+    """
+    from dstore.interfaces.client import Client
+    from dstore.interfaces.extract import Extraction
+
+    target = (output or Path(path.rstrip("/").rpartition("/")[2])).absolute()
+    done = 0
+    with ProgressLine(path) as line, Extraction(target) as extraction:
+        for item in Client.of_home(home).tree(path):
+            if isinstance(item, bytes):
+                done += len(item)
+                extraction.write(item)
+                line.update("read", done, None)
+            else:
+                extraction.enter(item)
+        extraction.finish()
+    if as_json:
+        say_form({"path": path, "output": str(target), "files": extraction.files, "bytes": done})
+    else:
+        say(f"wrote {target}: {extraction.files} files, {done} bytes")
+
+
+@click.command()
+@click.argument("path", metavar="CID[/PATH]")
+@click.option("--offset", metavar="N", type=click.IntRange(min=0), default=0, help="First byte.")
+@click.option("--length", metavar="N", type=click.IntRange(min=0), help="How many bytes.")
+@home_option
+def cat(path: str, offset: int, length: int | None, home: Path) -> None:
+    """Write the bytes of a file to standard output."""
+    from dstore.interfaces.client import Client
+
+    output = sys.stdout.buffer
+    with Client.of_home(home).cat(path, offset, length) as pieces:
+        for piece in pieces:
+            output.write(piece)
+    output.flush()
+
+
+@click.command()
+@click.argument("path", metavar="CID[/PATH]")
+@home_option
+@json_option
+def ls(path: str, home: Path, as_json: bool) -> None:
+    """List a directory: CID, size and name of each entry.
+
+    With --json one object a line.
+    """
+    from dstore.interfaces.client import Client
+
+    entries: Iterator[dict[str, Any]] = Client.of_home(home).ls(path)
+    if as_json:
+        for entry in entries:
+            say_form(entry)
+        return
+    table([_row(entry) for entry in entries], ["CID", "SIZE", "NAME"])
+
+
+def _row(entry: dict[str, Any]) -> list[str]:
+    size = "-" if entry["size"] is None else str(entry["size"])
+    name = {"directory": f"{entry['name']}/", "symlink": f"{entry['name']} -> {entry['target']}"}
+    return [entry["cid"], size, name.get(entry["kind"], entry["name"])]

@@ -1,0 +1,259 @@
+"""A small synchronous client of a running daemon's local API, over http.client.
+
+It finds the daemon through `api.json` in the home directory and raises the daemon's own
+errors again.  It imports neither trio nor libp2p, so that commands start quickly.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import select
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+from urllib.parse import quote, urlencode, urlsplit
+
+from dstore.errors import ConnectionLost, DeadlineExceeded, NodeError, NotFoundError
+from dstore.interfaces.forms import Form, dump, error_of
+from dstore.limits import CLI_ANSWER_SECONDS, HTTP_JSON_BYTES_MAX, MIB
+from dstore.storage.layout import Home
+
+_LINE_BYTES_MAX: Final = 16 * MIB  # a status of many segments comes as one
+_PIECE_BYTES: Final = MIB
+
+
+class DaemonNotRunning(NodeError):
+    """No daemon runs on the home directory."""
+
+
+class Client:
+    """Speaks to one daemon; each call is a connection of its own.
+
+    Every method raises the DstoreError that the daemon answered with, ConnectionLost where
+    it ends in the middle, and DeadlineExceeded where it says nothing for long.
+    """
+
+    def __init__(self, url: str, token: str, home: Path) -> None:
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "", parts.port or 0
+        self._token = token
+        self._home = home
+
+    @classmethod
+    def of_home(cls, directory: Path) -> Client:
+        """The client of the daemon that runs on a home directory.  Raises DaemonNotRunning."""
+        form = daemon_form(directory)
+        return cls(str(form.get("url")), str(form.get("token")), directory)
+
+    # --- Calls ---------------------------------------------------------------------------
+
+    def get(self, path: str, query: Mapping[str, str] | None = None) -> Form:
+        """The JSON object at `path`."""
+        with self._request("GET", path, query) as response:
+            return _object(response)
+
+    def post(self, path: str, form: Form) -> Form:
+        """The JSON object that a POST of `form` is answered with."""
+        with self._request("POST", path, None, dump(form).encode()) as response:
+            return _object(response)
+
+    def status(self, cid: str) -> Form:
+        return self.get(f"/v1/status/{quote(cid, safe='')}")
+
+    def add_path(self, path: Path, options: Form) -> Iterator[Form]:
+        """Progress forms, then the result (`{"result": …}`), of an add of a local path."""
+        body = dump({**options, "path": str(path)}).encode()
+        with self._request("POST", "/v1/add", None, body) as response:
+            yield from _lines(response)
+
+    def add_stream(self, source: BinaryIO, options: Form) -> Iterator[Form]:
+        """As `add_path`, of what `source` has until its end."""
+        query = {
+            name: (str(value).lower() if isinstance(value, bool) else str(value))
+            for name, value in options.items()
+            if value is not None
+        }
+        with self._request("POST", "/v1/add", query, source) as response:
+            yield from _lines(response)
+
+    def ls(self, path: str) -> Iterator[Form]:
+        """The entries of a directory."""
+        with self._request("GET", "/v1/ls", {"path": path}) as response:
+            yield from _lines(response)
+
+    @contextmanager
+    def cat(
+        self, path: str, offset: int = 0, length: int | None = None
+    ) -> Iterator[Iterator[bytes]]:
+        """The bytes of a file, in pieces."""
+        query = {"path": path, "offset": str(offset)}
+        if length is not None:
+            query["length"] = str(length)
+        with self._request("GET", "/v1/cat", query) as response:
+            yield _pieces(response)
+
+    def tree(self, path: str) -> Iterator[Form | bytes]:
+        """Everything at and below a path: a form for each entry, and after that of a file
+        its bytes in pieces.  Ends only where all of it came."""
+        with self._request("GET", "/v1/get", {"path": path}) as response:
+            while True:
+                form = _line(response)
+                if form is None:
+                    raise ConnectionLost("the daemon stopped in the middle of its answer")
+                if "error" in form:
+                    raise error_of(form["error"])
+                if form.get("done"):
+                    return
+                if "bytes" in form:
+                    yield _exactly(response, int(form["bytes"]))
+                else:
+                    yield form
+
+    # --- One exchange --------------------------------------------------------------------
+
+    @contextmanager
+    def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: bytes | BinaryIO | None = None,
+    ) -> Iterator[http.client.HTTPResponse]:
+        """The answer to a request, its status a good one."""
+        target = path + ("?" + urlencode(query, errors="surrogateescape") if query else "")
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=CLI_ANSWER_SECONDS)
+        try:
+            try:
+                connection.connect()
+            except OSError as error:
+                raise DaemonNotRunning(
+                    f"the daemon of {self._home} does not answer at {self._host}:{self._port} "
+                    f"({error.strerror or error}); start it: dstore run --home {self._home}"
+                ) from error
+            self._send(connection, method, target, body)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise error_of(_object(response))
+            yield response
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"the daemon said nothing for {CLI_ANSWER_SECONDS} s; its log may say why"
+            ) from error
+        except (http.client.HTTPException, ConnectionError) as error:
+            raise ConnectionLost(f"the daemon ended the connection: {error!r}") from error
+        finally:
+            connection.close()
+
+    def _send(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        target: str,
+        body: bytes | BinaryIO | None,
+    ) -> None:
+        connection.putrequest(method, target)
+        connection.putheader("Authorization", f"Bearer {self._token}")
+        if body is None:
+            connection.endheaders()
+        elif isinstance(body, bytes):
+            connection.putheader("Content-Type", "application/json")
+            connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body)
+        else:
+            connection.putheader("Content-Type", "application/octet-stream")
+            connection.putheader("Transfer-Encoding", "chunked")
+            connection.endheaders()
+            _send_chunks(connection, body)
+
+
+def daemon_form(directory: Path) -> Form:
+    """What `api.json` of a home says.  Raises DaemonNotRunning, NodeError."""
+    home = Home(directory)
+    try:
+        content = home.read_private(home.api)
+        form = json.loads(content)
+    except NotFoundError as error:
+        raise DaemonNotRunning(
+            f"no daemon runs on {directory}: start one with  dstore run --home {directory}"
+        ) from error
+    except ValueError as error:
+        raise NodeError(f"{home.api} is damaged: stop the daemon and start it again") from error
+    if not isinstance(form, dict):
+        raise NodeError(f"{home.api} is damaged: stop the daemon and start it again")
+    return form
+
+
+def _send_chunks(connection: http.client.HTTPConnection, source: BinaryIO) -> None:
+    """The body in HTTP chunks.  Stops where the daemon answers before the end: it refuses."""
+    while piece := os.read(source.fileno(), _PIECE_BYTES):
+        readable, _, _ = select.select([connection.sock], [], [], 0)
+        if readable:
+            return
+        try:
+            connection.send(b"%x\r\n%b\r\n" % (len(piece), piece))
+        except (BrokenPipeError, ConnectionResetError):
+            return
+    connection.send(b"0\r\n\r\n")
+
+
+def _object(response: http.client.HTTPResponse) -> Form:
+    content = response.read(_LINE_BYTES_MAX + 1)
+    if len(content) > _LINE_BYTES_MAX:
+        raise NodeError("the daemon's answer is larger than any it gives")
+    return _decoded(content)
+
+
+def _decoded(content: bytes) -> Form:
+    try:
+        form = json.loads(content)
+    except ValueError as error:
+        raise NodeError(
+            f"not an answer of dstore: {content[:80]!r}; is another program on its port?"
+        ) from error
+    if not isinstance(form, dict):
+        raise NodeError("not an answer of dstore: no JSON object")
+    return form
+
+
+def _line(response: http.client.HTTPResponse) -> Form | None:
+    content = response.readline(HTTP_JSON_BYTES_MAX)
+    if not content:
+        return None
+    if not content.endswith(b"\n"):
+        raise ConnectionLost("the daemon stopped in the middle of a line")
+    return _decoded(content)
+
+
+def _lines(response: http.client.HTTPResponse) -> Iterator[Form]:
+    while (form := _line(response)) is not None:
+        if "error" in form:
+            raise error_of(form["error"])
+        yield form
+
+
+def _exactly(response: http.client.HTTPResponse, size: int) -> bytes:
+    parts: list[bytes] = []
+    while size:
+        part = response.read(size)
+        if not part:
+            raise ConnectionLost("the daemon stopped in the middle of a file")
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """The body as it comes.  http.client takes a body cut short for its end where it is read
+    in parts, so the length is counted here."""
+    missing = response.length or 0
+    while missing:
+        piece = response.read1(_PIECE_BYTES)
+        if not piece:
+            raise ConnectionLost(
+                f"the daemon stopped {missing} bytes before the end of the file: its log says why"
+            )
+        missing -= len(piece)
+        yield piece

@@ -1,0 +1,29 @@
+"""From the configuration that people write to the options that a node takes."""
+
+from __future__ import annotations
+
+from dstore.config import Config, parse_duration, parse_size
+from dstore.core import wire
+from dstore.network.routing import RoutingOptions
+from dstore.service.node import NodeOptions
+
+
+def node_options(config: Config) -> NodeOptions:
+    """What the configuration says about the node."""
+    client = config.node.role == "client"
+    return NodeOptions(
+        role=wire.Role.CLIENT if client else wire.Role.STORAGE,
+        label=config.domain.label,
+        capacity_bytes=parse_size(config.storage.capacity),
+        reserve_bytes=parse_size(config.storage.reserve),
+        memory_cache_bytes=parse_size(config.storage.memory_cache),
+        pin_seconds=parse_duration(config.pins.lifetime),
+        lease_seconds=parse_duration(config.pins.lease),
+        listen=config.network.listen,
+        announce=config.network.announce,
+        bootstrap=config.network.bootstrap,
+        connections_max=config.network.connections_max,
+        routing=RoutingOptions(
+            protocol=config.network.dht_protocol, mode="client" if client else "server"
+        ),
+    )
