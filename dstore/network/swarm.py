@@ -389,11 +389,15 @@ class Swarm:
         try:
             with trio.fail_after(self._limits.dial_seconds):
                 stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
-            raw = TcpConnection(stream, is_initiator=True)
         except trio.TooSlowError as error:
             raise DeadlineExceeded(f"{address} did not answer") from error
         except OSError as error:
             raise Unreachable(f"{address}: {error}") from error
+        try:
+            raw = TcpConnection(stream, is_initiator=True)
+        except OSError as error:
+            await trio.aclose_forcefully(stream)
+            raise Unreachable(f"{address}: left at once: {error}") from error
         return await upgrade(raw, self._noise, self._limits.handshake_seconds, expected=peer)
 
 
