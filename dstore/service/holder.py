@@ -33,10 +33,10 @@ from dstore.limits import (
 from dstore.network.fragments_server import FetchBlock
 from dstore.network.streams import Network, PeerAddresses
 from dstore.runtime import Runtime, Workers
+from dstore.service.restore import manifest_row
 from dstore.service.stores import Stores
 from dstore.storage.rows import (
     HeldSlot,
-    ManifestRow,
     Placement,
     ReferenceKind,
     slot_key,
@@ -278,17 +278,7 @@ class LocalHolder:
         kept = {cid.multihash for _, cid, _ in fragments} | {cid.multihash for cid in documents}
         catalog.reference(ReferenceKind.SLOT, slot_key(row.segment, row.slot), kept)
         blocks.put_many([(manifest.cid, manifest.block), (segment.cid, segment.block)])
-        catalog.put_manifest(
-            ManifestRow(
-                root=manifest.root,
-                manifest=manifest.cid,
-                k=manifest.code.k,
-                m=manifest.code.m,
-                bytes=manifest.bytes,
-                blocks=manifest.blocks,
-                segments=tuple(ref.cid for ref in manifest.segments),
-            )
-        )
+        catalog.put_manifest(manifest_row(manifest))
         catalog.put_placements(
             [
                 Placement(row.segment, entry.slot, entry.peer, float(entry.expires))

@@ -25,6 +25,7 @@ from dstore.core.cid import CID
 from dstore.core.envelope import SigningKey
 from dstore.core.erasure import engine_name
 from dstore.core.peerid import PeerId
+from dstore.core.pinrecord import open_lease
 from dstore.errors import DstoreError
 from dstore.limits import (
     GIB,
@@ -56,6 +57,7 @@ from dstore.service.progress import (
 )
 from dstore.service.publish import Publisher, PublishOptions
 from dstore.service.reprovide import Reprovider
+from dstore.service.restore import restore_references
 from dstore.service.retrieve import Retriever
 from dstore.service.session import BlockCache, RootSession
 from dstore.service.sources import Discovery
@@ -349,7 +351,10 @@ async def open_stores(home: Home, options: NodeOptions, runtime: Runtime) -> Asy
         catalog = open_catalog(home.catalog, records)
         try:
             if catalog.created:
-                catalog.rebuild(records, now=runtime.clock.now())
+                now = runtime.clock.now()
+                catalog.rebuild(
+                    records, now=now, serial_of=lambda lease: open_lease(lease, now).lease.serial
+                )
             catalog.release_stale_operations()
             blocks = open_disk_store(
                 home.blocks,
@@ -359,7 +364,10 @@ async def open_stores(home: Home, options: NodeOptions, runtime: Runtime) -> Asy
         except DstoreError:
             catalog.close()
             raise
-        return Stores(blocks, catalog)
+        stores = Stores(blocks, catalog)
+        if catalog.references_missing:
+            restore_references(stores)
+        return stores
 
     stores = await runtime.workers.run(work)
     try:

@@ -39,10 +39,10 @@ from dstore.service.encoding import Encoded, encode_root
 from dstore.service.importing import Imported
 from dstore.service.localadd import Import, Operation, add_locally
 from dstore.service.progress import AddOptions, AddResult, GuaranteeStatus, Progress, Report
+from dstore.service.restore import manifest_row
 from dstore.service.stores import Stores
 from dstore.service.upload import Offer, Placed, Uploader
 from dstore.storage.rows import (
-    ManifestRow,
     PinRow,
     ReferenceKind,
     pin_key,
@@ -179,17 +179,7 @@ class Publisher:
                 pin_key(manifest.root),
                 [cid.multihash for cid in documents],
             )
-            self._stores.catalog.put_manifest(
-                ManifestRow(
-                    manifest.root,
-                    manifest.cid,
-                    manifest.code.k,
-                    manifest.code.m,
-                    manifest.bytes,
-                    manifest.blocks,
-                    tuple(segment.cid for segment in encoded.segments),
-                )
-            )
+            self._stores.catalog.put_manifest(manifest_row(manifest))
 
         await self._runtime.workers.run(work)
 

@@ -169,6 +169,11 @@ class ReferenceTables:
             swept += len(orphans)
         return swept
 
+    @property
+    def references_missing(self) -> bool:
+        """After a rebuild, until `references_restored`: the references are not all there."""
+        return bool(self._counter(UNVERIFIED))
+
     def references_restored(self) -> None:
         """After a rebuild: the references of all pins and slots are there again."""
         with self._db.transaction() as connection:
