@@ -62,4 +62,4 @@ fi
 echo "installing dstore and its locked dependencies into $venv" >&2
 "$venv/bin/python" -m pip install -q --disable-pip-version-check -r requirements.lock
 "$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps -e .
-"$venv/bin/dstore" --version >&2
+"$venv/bin/dstore" version >&2
