@@ -32,6 +32,7 @@ from dstore.limits import (
     PEER_COOL_OFF_SECONDS,
     PEER_COOL_OFF_SECONDS_MAX,
 )
+from dstore.service.counters import Counters
 
 
 class BlockClient(Protocol):
@@ -74,7 +75,14 @@ class _PeerQueue:
 class BlockFetcher:
     """Fetches verified blocks from peers; made by `open_fetcher`."""
 
-    def __init__(self, client: BlockClient, nursery: trio.Nursery, on_fault: FaultReport) -> None:
+    def __init__(
+        self,
+        client: BlockClient,
+        nursery: trio.Nursery,
+        on_fault: FaultReport,
+        counters: Counters | None = None,
+    ) -> None:
+        self.counters = counters or Counters()
         self._client = client
         self._nursery = nursery
         self._on_fault = on_fault
@@ -129,6 +137,7 @@ class BlockFetcher:
 
     def stalled(self, peer: PeerId) -> None:
         """Note that somebody else answered while this peer was still silent."""
+        self.counters.late_answers += 1
         self._failed(self._queue(peer))
 
     def _queue(self, peer: PeerId) -> _PeerQueue:
@@ -163,6 +172,9 @@ class BlockFetcher:
                     want = batch[answered]
                     answered += 1
                     want.data = data
+                    if data is not None:
+                        self.counters.fetched_blocks += 1
+                        self.counters.fetched_bytes += len(data)
                     want.done.set()
                     queue.failures = 0
         except (HashMismatch, ProtocolViolation) as error:
@@ -200,8 +212,10 @@ def _next_batch(queue: _PeerQueue) -> list[_Want]:
 
 
 @asynccontextmanager
-async def open_fetcher(client: BlockClient, on_fault: FaultReport) -> AsyncIterator[BlockFetcher]:
+async def open_fetcher(
+    client: BlockClient, on_fault: FaultReport, counters: Counters | None = None
+) -> AsyncIterator[BlockFetcher]:
     """A fetcher whose requests live inside this context."""
     async with trio.open_nursery() as nursery:
-        yield BlockFetcher(client, nursery, on_fault)
+        yield BlockFetcher(client, nursery, on_fault, counters)
         nursery.cancel_scope.cancel()

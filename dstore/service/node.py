@@ -40,6 +40,7 @@ from dstore.network.routing import Routing, RoutingOptions, open_routing
 from dstore.network.streams import Network, PeerAddresses
 from dstore.runtime import Runtime
 from dstore.service.candidates import CandidateFinder, label_domains, peer_domains
+from dstore.service.counters import Counters
 from dstore.service.fetch import open_fetcher
 from dstore.service.holder import HolderOptions, LocalHolder
 from dstore.service.keeper import Keeper
@@ -54,6 +55,7 @@ from dstore.service.progress import (
     Pin,
     Report,
     RootStatus,
+    Totals,
 )
 from dstore.service.publish import Publisher, PublishOptions
 from dstore.service.reprovide import Reprovider
@@ -114,11 +116,13 @@ class Node:
         workers: Sequence[Worker],
         runtime: Runtime,
         options: NodeOptions,
+        counters: Counters,
     ) -> None:
         self.stores = stores
         self.network = network
         self.routing = routing
         self.workers = workers
+        self.counters = counters
         self._publisher = publisher
         self._retriever = retriever
         self._status = status
@@ -227,6 +231,22 @@ class Node:
         await self.network.connect(target)
         await self.routing.bootstrap([target])
 
+    async def holds(self, cid: CID) -> bool:
+        """Whether the block is stored here."""
+        found = await self._runtime.workers.run(self.stores.blocks.has_many, [cid])
+        return cid.is_identity or found[0]
+
+    async def totals(self) -> Totals:
+        """How much the catalog knows of."""
+
+        def work() -> Totals:
+            catalog = self.stores.catalog
+            return Totals(
+                tuple(catalog.slot_totals()), catalog.pin_count(), catalog.placement_count()
+            )
+
+        return await self._runtime.workers.run(work)
+
     async def summary(self) -> NodeStatus:
         """The node itself."""
         usage = await self._runtime.workers.run(self.stores.blocks.usage)
@@ -246,12 +266,14 @@ class Node:
 class _Faults:
     """Misdeeds of peers on their way to the catalog; bounded, the excess dropped."""
 
-    def __init__(self, stores: Stores, runtime: Runtime) -> None:
+    def __init__(self, stores: Stores, runtime: Runtime, counters: Counters) -> None:
         self._stores = stores
         self._runtime = runtime
+        self._counters = counters
         self._send, self._receive = trio.open_memory_channel[tuple[PeerId, str, str, float]](256)
 
     def report(self, peer: PeerId, kind: str, detail: str) -> None:
+        self._counters.fault(kind)
         try:
             self._send.send_nowait((peer, kind, detail, self._runtime.clock.now()))
         except trio.WouldBlock:
@@ -274,12 +296,13 @@ async def assemble(
     runtime: Runtime,
 ) -> AsyncIterator[Node]:
     """A node over stores and a network that the caller opened and will close."""
-    faults = _Faults(stores, runtime)
+    counters = Counters()
+    faults = _Faults(stores, runtime, counters)
     domains = peer_domains(network.addresses(), label_domains(options.label))
     async with (
         open_routing(network, options.routing, runtime) as routing,
         FragmentsClient(network, runtime) as client,
-        open_fetcher(client, faults.report) as fetcher,
+        open_fetcher(client, faults.report, counters) as fetcher,
         trio.open_nursery() as nursery,
     ):
         reprovider = Reprovider(routing, stores, runtime)
@@ -328,6 +351,7 @@ async def assemble(
             workers,
             runtime,
             options,
+            counters,
         )
         nursery.cancel_scope.cancel()
 

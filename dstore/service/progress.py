@@ -12,6 +12,7 @@ from typing import Literal
 
 from dstore.core.cid import CID
 from dstore.core.peerid import PeerId
+from dstore.storage.rows import SlotTotal
 
 Stage = Literal["import", "encode", "upload", "announce", "read"]
 
@@ -67,12 +68,14 @@ Kind = Literal["file", "directory", "symlink"]
 
 @dataclass(frozen=True)
 class Entry:
-    """What a path resolves to. `size` is the file's length in bytes (None for directories)."""
+    """What a path resolves to. `size` is the file's length in bytes (None for directories).
+    `path` has the CID of each element of the path, the root's first, its own last."""
 
     cid: CID
     kind: Kind
     size: int | None = None
     target: str | None = None  # of a symlink
+    path: tuple[CID, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,16 @@ class PeerStatus:
     domains: tuple[str, ...] = ()
     faults: int = 0
     last_seen: float | None = None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """How much a node's catalog knows of: slots kept for owners, pins of this node's owner,
+    slots that other peers hold."""
+
+    slots: tuple[SlotTotal, ...]
+    pins: int
+    placements: int
 
 
 @dataclass(frozen=True)

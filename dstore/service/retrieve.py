@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -90,7 +90,7 @@ class Retriever:
         DeadlineExceeded, Unrecoverable.
         """
         session = self.session(root)
-        cid = root
+        cid, passed = root, [root]
         for at, name in enumerate(names):
             node = await self._node(session, cid)
             below = await self._lookup(session, node, name)
@@ -100,7 +100,8 @@ class Retriever:
                     raise InvalidPath(f"/ipfs/{path}: what comes before {name!r} is no directory")
                 raise NotFoundError(f"/ipfs/{path} does not exist")
             cid = below
-        return await self.entry(root, cid)
+            passed.append(cid)
+        return replace(await self.entry(root, cid), path=tuple(passed))
 
     async def entry(self, root: CID, cid: CID) -> Entry:
         """What the node `cid` of the root's DAG is.  Raises as `resolve`."""

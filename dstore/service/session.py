@@ -127,7 +127,9 @@ class RootSession:
 
     async def _get(self, cid: CID, position: float) -> bytes:
         data = await self._local(cid)
-        if data is None:
+        if data is not None:
+            self._fetcher.counters.local_blocks += 1
+        else:
             data = await self._remote(cid, position)
         self._cache.put(cid, data)
         return data
@@ -263,6 +265,7 @@ class RootSession:
             # All inputs were verified, so it is the encoder that lied: never try it again.
             self._bad_stripes.add((segment.cid, stripe))
             raise MalformedBlock(f"stripe {stripe} of {segment.cid} does not decode to {cid}")
+        self._fetcher.counters.decoded_blocks += 1
         return data
 
     def _fragment_cost(

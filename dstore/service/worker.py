@@ -28,6 +28,7 @@ class Worker:
     step: Step
     steps: int = 0
     failures: int = 0
+    failures_in_a_row: int = 0
     last_error: str | None = None
     paused: bool = False
 
@@ -46,8 +47,10 @@ class Worker:
                 try:
                     pause = await self.step()
                     self.steps += 1
+                    self.failures_in_a_row = 0
                 except Exception as error:
                     self.failures += 1
+                    self.failures_in_a_row += 1
                     self.last_error = repr(error)
                     log.exception("a step of %s failed", self.name)
             with trio.move_on_after(pause):

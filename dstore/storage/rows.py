@@ -110,6 +110,15 @@ class HeldSlot:
 
 
 @dataclass(frozen=True)
+class SlotTotal:
+    """How many slots are in a state, and their bytes."""
+
+    state: SlotState
+    slots: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class PinRecordRow:
     """The newest pin record seen for (owner, root); past its expiry it is a tombstone.
 

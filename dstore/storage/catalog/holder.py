@@ -27,7 +27,14 @@ from dstore.storage.records import (
     pack_pin_record,
     pin_record_key,
 )
-from dstore.storage.rows import HeldSlot, PinRecordRow, ReferenceKind, SlotState, slot_key
+from dstore.storage.rows import (
+    HeldSlot,
+    PinRecordRow,
+    ReferenceKind,
+    SlotState,
+    SlotTotal,
+    slot_key,
+)
 
 _SLOT_COLUMNS: Final = "segment, slot, owner, root, manifest, bytes, state, lease, expires, updated"
 _SELECT_SLOTS: Final = f"SELECT {_SLOT_COLUMNS} FROM held_slots"  # noqa: S608 (a constant)
@@ -157,6 +164,15 @@ class HolderTables(ReferenceTables):
     def held_bytes(self) -> int:
         """Bytes of the slots under lease."""
         return self._slot_bytes("held")
+
+    def slot_totals(self) -> list[SlotTotal]:
+        """How many slots there are in each state, and their bytes; states without are left
+        out."""
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                "SELECT state, count(*), sum(bytes) FROM held_slots GROUP BY state ORDER BY state"
+            ).fetchall()
+        return [SlotTotal(*row) for row in rows]
 
     def _slot_bytes(self, state: SlotState) -> int:
         with self._db.reading() as connection:

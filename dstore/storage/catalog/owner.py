@@ -195,6 +195,19 @@ class OwnerTables:
             for segment, slot, expires, lease, last_answered in rows
         ]
 
+    def placement_count(self) -> int:
+        """How many slots other peers are known to hold."""
+        return self._count("SELECT count(*) FROM placements")
+
+    def pin_count(self) -> int:
+        """How many roots are pinned."""
+        return self._count("SELECT count(*) FROM pins")
+
+    def _count(self, query: str) -> int:
+        with self._db.reading() as connection:
+            count: int = connection.execute(query).fetchone()[0]
+        return count
+
     def forget_placement(self, segment: CID, slot: int, peer: PeerId) -> None:
         """The peer does not hold the slot any more."""
         with self._db.transaction() as connection:
