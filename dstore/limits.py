@@ -154,7 +154,8 @@ KAD_QUERIES_MAX: Final = 256  # peers asked by one lookup; honest ones need a te
 # third of the peers silent then end within 2 s.  Between the two, four times the slowest answer.
 KAD_SLOW_SECONDS_MIN: Final = 0.25
 KAD_SLOW_SECONDS_MAX: Final = 1.0
-KAD_SUSPECT_SECONDS: Final = 30  # a silent peer is not waited for again so soon
+KAD_SUSPECT_SECONDS: Final = 30  # for so long, a silent peer is waited for less
+KAD_SUSPECT_SLOW_SECONDS_MIN: Final = 0.05
 KAD_SUSPECTS_MAX: Final = 4096
 KAD_FAILURES_MAX: Final = 3  # unanswered requests in a row that cost a place in the table
 KAD_PROVIDE_ATTEMPTS: Final = 2  # of storing and reading back a record at one peer
@@ -206,7 +207,9 @@ IMPORT_BATCH_FILES_MAX: Final = 256
 ENCODE_BATCH_BYTES: Final = 8 * MIB  # of data blocks, in whole stripes
 ENCODE_BATCHES_IN_FLIGHT: Final = 3
 ANNOUNCE_SECONDS: Final = 5  # an add is done without the DHT's word after that
+ANNOUNCE_POLL_SECONDS: Final = 0.1
 UPLOAD_ATTEMPTS_MAX: Final = 8  # rounds of placing what failed elsewhere
+UPLOADS_MAX: Final = 32  # slots on their way at once: a few megabytes each
 CANDIDATES_MAX: Final = 128
 HELLO_SECONDS: Final = 3  # a candidate that has not answered by then is not asked for more
 SERVE_BATCH_BYTES: Final = 2 * MIB  # read in one call in a worker, then written out
@@ -234,10 +237,13 @@ RETRIEVE_SECONDS: Final = 30  # until the first byte; the gateway answers 504 th
 PEERS_LISTED_MAX: Final = 1000
 KEEPER_SECONDS: Final = 600
 KEEPER_SLOTS_PER_STEP: Final = 1000
-ORPHANS_PER_STEP: Final = 1000
+ORPHANS_WALKED_PER_STEP: Final = 20_000  # blocks looked at: a fraction of a second
+ORPHANS_REMEMBERED_MAX: Final = 100_000  # more wait for the next round
+ORPHAN_SECONDS: Final = 86_400  # so long a repeated add finds what a killed one stored
 WORKER_RETRY_SECONDS: Final = 60
 PROVIDE_CONCURRENCY: Final = 4
 PROVIDE_RETRY_SECONDS: Final = 30  # where no peer confirmed
+PROVIDE_FAILURES_MAX: Final = 8  # in a row; then the rest of the round waits too
 SHUTDOWN_SECONDS: Final = 5  # what is under way may end in this time, then it is cancelled
 
 # --- HTTP ------------------------------------------------------------------------------
@@ -274,6 +280,7 @@ assert FETCH_BATCH_BLOCKS_MAX <= GET_BLOCKS_MAX
 assert REPROVIDE_SECONDS * 2 < PROVIDER_SECONDS
 assert KEEPALIVE_SECONDS + KEEPALIVE_TIMEOUT_SECONDS < 30
 assert REQUEST_SECONDS < PROGRESS_SECONDS < IDLE_STREAM_SECONDS
+assert KAD_SUSPECT_SLOW_SECONDS_MIN < KAD_SLOW_SECONDS_MIN < KAD_SLOW_SECONDS_MAX
 assert KAD_SLOW_SECONDS_MAX < KAD_REQUEST_SECONDS < KAD_LOOKUP_SECONDS
 assert KAD_POOLED_IDLE_SECONDS < KAD_SERVED_IDLE_SECONDS
 assert KAD_PEERS_PER_REPLY_MAX <= KAD_BUCKET

@@ -72,6 +72,14 @@ class CandidateFinder:
                     nursery.start_soon(self._ask, target, found)
         return sorted(found.values(), key=lambda candidate: candidate.peer)
 
+    async def introduce(self, peers: Iterable[PeerId]) -> None:
+        """Ask peers what they offer, so that the catalog knows their roles and domains.
+        Takes HELLO_SECONDS at most; never raises for peers that fail."""
+        with trio.move_on_after(HELLO_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for peer in list(peers)[:CANDIDATES_MAX]:
+                    nursery.start_soon(self._ask, PeerAddresses(peer), {})
+
     async def _ask(self, target: PeerAddresses, found: dict[PeerId, Candidate]) -> None:
         if target.addresses:
             self._network.remember(target)

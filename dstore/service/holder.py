@@ -18,7 +18,7 @@ from dstore.core.cid import CID
 from dstore.core.envelope import SigningKey
 from dstore.core.manifest import Manifest, Segment
 from dstore.core.peerid import PeerId
-from dstore.core.pinrecord import Lease, PinRecord, open_pin_record
+from dstore.core.pinrecord import PinRecord, open_pin_record
 from dstore.errors import CorruptStore, DataError, NotFoundError, ProtocolViolation, Refused
 from dstore.limits import (
     FIND_MANIFESTS_MAX,
@@ -33,6 +33,7 @@ from dstore.limits import (
 from dstore.network.fragments_server import FetchBlock
 from dstore.network.streams import Network, PeerAddresses
 from dstore.runtime import Runtime, Workers
+from dstore.service.leases import Leases
 from dstore.service.restore import manifest_row
 from dstore.service.stores import Stores
 from dstore.storage.rows import (
@@ -69,10 +70,12 @@ class LocalHolder:
         """`on_held(root, segment)` is told of each slot that came under lease."""
         self._stores = stores
         self._network = network
-        self._key = key
         self._runtime = runtime
         self._options = options
         self._on_held = on_held
+        self.leases = Leases(
+            stores, network.peer_id, key, runtime.clock, options.domains, options.lease_seconds
+        )
         self._reserving = trio.Lock()
 
     @property
@@ -230,12 +233,13 @@ class LocalHolder:
         self, offer: wire.PutSlot, fetch_block: FetchBlock
     ) -> tuple[Manifest, Segment]:
         """The manifest and segment of the offer, each checked against the one before."""
+        run = self._runtime.workers.run  # decoding two megabytes takes a while
         try:
-            manifest = Manifest.decode(await self._document(offer.manifest, fetch_block))
+            manifest = await run(Manifest.decode, await self._document(offer.manifest, fetch_block))
             ref = next((ref for ref in manifest.segments if ref.cid == offer.segment), None)
             if ref is None:
                 raise Refused("the manifest does not list the segment", wire.Refusal.MALFORMED)
-            segment = Segment.decode(await self._document(offer.segment, fetch_block))
+            segment = await run(Segment.decode, await self._document(offer.segment, fetch_block))
             manifest.check_segment(ref, segment)
         except DataError as error:
             raise Refused(str(error), wire.Refusal.MALFORMED) from error
@@ -258,12 +262,11 @@ class LocalHolder:
         catalog, blocks = self._stores.catalog, self._stores.blocks
         if manifest.root != record.root:
             raise Refused("the manifest is of another root", wire.Refusal.MALFORMED)
-        present = blocks.has_many([cid for _, cid, _ in fragments])
-        wanted = [
-            stripe for (stripe, _, _), here in zip(fragments, present, strict=True) if not here
-        ]
+        cids = [cid for _, cid, _ in fragments]
         missing_bytes = sum(
-            size for (_, _, size), here in zip(fragments, present, strict=True) if not here
+            size
+            for (_, _, size), here in zip(fragments, blocks.has_many(cids), strict=True)
+            if not here
         )
         known = catalog.held_slot(row.segment, row.slot, row.owner)
         already_reserved = known.bytes if known is not None and known.state == "reserved" else 0
@@ -273,21 +276,37 @@ class LocalHolder:
             record.owner, record.root, record.seq, float(record.expires), offer.pin_record
         ):
             raise Refused("a newer pin record is known here", wire.Refusal.EXPIRED)
-        # Reference first, then put: collection beside us then never takes what we store.
-        documents = (offer.manifest, offer.segment)
-        kept = {cid.multihash for _, cid, _ in fragments} | {cid.multihash for cid in documents}
+        # The row first: whatever is kept for the slot from here on ends with it.  Then the
+        # references, then the bytes: collection beside us never takes what we store.
+        catalog.reserve_slot(row)
+        kept = {cid.multihash for cid in (*cids, offer.manifest, offer.segment)}
         catalog.reference(ReferenceKind.SLOT, slot_key(row.segment, row.slot), kept)
         blocks.put_many([(manifest.cid, manifest.block), (segment.cid, segment.block)])
         catalog.put_manifest(manifest_row(manifest))
-        catalog.put_placements(
-            [
-                Placement(row.segment, entry.slot, entry.peer, float(entry.expires))
-                for entry in offer.holders
-                if entry.peer != self._network.peer_id
-            ]
-        )
-        catalog.reserve_slot(row)
-        return wanted
+        catalog.put_placements(self._hearsay(offer, segment))
+        # Asked only now: what was here unreferenced a moment ago may have been collected.
+        present = blocks.has_many(cids)
+        return [stripe for (stripe, _, _), here in zip(fragments, present, strict=True) if not here]
+
+    def _hearsay(self, offer: wire.PutSlot, segment: Segment) -> list[Placement]:
+        """What the offer says of other holders, as far as this node takes it on trust: what it
+        knows by a lease stays, no segment gets more entries than a holder map has room for,
+        and no entry outlives a lease."""
+        known = self._stores.catalog.placements(segment.cid)
+        leased = {(one.slot, one.peer) for one in known if one.lease is not None}
+        told = {(one.slot, one.peer) for one in known}
+        latest = self._runtime.clock.now() + LEASE_SECONDS
+        taken: list[Placement] = []
+        for entry in offer.holders:
+            key = entry.slot, entry.peer
+            if entry.peer == self._network.peer_id or key in leased or entry.slot >= segment.n:
+                continue
+            if key not in told and len(told) >= HOLDER_MAP_ENTRIES_MAX:
+                break
+            told.add(key)
+            expires = min(float(entry.expires), latest)
+            taken.append(Placement(segment.cid, entry.slot, entry.peer, expires))
+        return taken
 
     def store_fragments(self, row: HeldSlot, blocks: list[tuple[CID, bytes]]) -> None:
         """In a worker: make fragments of a reserved slot durable."""
@@ -296,26 +315,7 @@ class LocalHolder:
 
     def promise(self, row: HeldSlot, cids: Sequence[CID]) -> bytes:
         """In a worker: sign the lease of a slot whose every block is durable here."""
-        missing = self._stores.blocks.has_many(cids).count(False)
-        if missing:
-            raise Refused(f"{missing} fragments of the slot are missing", wire.Refusal.INTERNAL)
-        now = self._runtime.clock.now()
-        lease = Lease(
-            holder=self._network.peer_id,
-            owner=row.owner,
-            segment=row.segment,
-            slot=row.slot,
-            bytes=row.bytes,
-            domains=self._options.domains,
-            issued=int(now),
-            expires=int(now) + self._options.lease_seconds,
-            serial=self._stores.catalog.next_serial(),
-        )
-        envelope = lease.sign(self._key).envelope
-        self._stores.catalog.hold_slot(
-            row.segment, row.slot, envelope, float(lease.expires), now, row.owner
-        )
-        return envelope
+        return self.leases.promise(row, cids)
 
     def held(self, row: HeldSlot) -> None:
         """A slot came under lease."""
@@ -324,77 +324,36 @@ class LocalHolder:
     # --- Leases and challenges -----------------------------------------------------------
 
     async def renew(self, peer: PeerId, request: wire.Renew) -> Sequence[wire.SlotAnswer]:
-        """A fresh lease for each slot whose pin record is valid."""
-        await self._take_records(request.pin_records)
+        """A fresh lease for each slot that a valid pin record wants."""
+        owners = await self._runtime.workers.run(self.leases.take_records, request.pin_records)
         return [
-            await self._runtime.workers.run(self.renew_slot, ref.segment, ref.slot)
+            await self._runtime.workers.run(self.leases.renew, ref.segment, ref.slot, owners)
             for ref in request.slots
         ]
 
-    def renew_slot(self, segment: CID, slot: int) -> wire.SlotAnswer:
-        """In a worker: extend the lease of a slot held here while its pin record is valid."""
-        row = self._stores.catalog.held_slot(segment, slot)
-        if row is None or row.state != "held":
-            return wire.SlotAnswer(segment, slot, refusal=wire.Refusal.NOT_FOUND)
-        record = self._stores.catalog.pin_record(row.owner, row.root)
-        if record is None or record.expires <= self._runtime.clock.now():
-            return wire.SlotAnswer(segment, slot, refusal=wire.Refusal.EXPIRED)
-        try:
-            decoded = Segment.decode(self._stores.blocks.get(segment))
-        except (NotFoundError, CorruptStore, DataError):
-            return wire.SlotAnswer(segment, slot, refusal=wire.Refusal.INTERNAL)
-        cids = [cid for _, cid, _ in decoded.slot_blocks(slot)]
-        try:
-            return wire.SlotAnswer(segment, slot, lease=self.promise(row, cids))
-        except Refused:
-            return wire.SlotAnswer(segment, slot, refusal=wire.Refusal.INTERNAL)
-
     async def release(self, peer: PeerId, request: wire.Release) -> Sequence[wire.SlotAnswer]:
         """Slots whose owner's newest pin record ended or dropped them go to the trash."""
-        await self._take_records(request.pin_records)
-
-        def work(ref: wire.SlotRef) -> wire.SlotAnswer:
-            catalog = self._stores.catalog
-            row = catalog.held_slot(ref.segment, ref.slot)
-            if row is None:
-                return wire.SlotAnswer(ref.segment, ref.slot)
-            record = catalog.pin_record(row.owner, row.root)
-            if record is not None and record.expires > self._runtime.clock.now():
-                return wire.SlotAnswer(ref.segment, ref.slot, refusal=wire.Refusal.POLICY)
-            catalog.release_slot(ref.segment, ref.slot, self._runtime.clock.now(), row.owner)
-            return wire.SlotAnswer(ref.segment, ref.slot)
-
-        return [await self._runtime.workers.run(work, ref) for ref in request.slots]
-
-    async def _take_records(self, envelopes: Sequence[bytes]) -> None:
-        """Keep the pin records of owners and roots that this node already holds slots for."""
-
-        def work() -> None:
-            now = int(self._runtime.clock.now())
-            for envelope in envelopes:
-                try:
-                    record = open_pin_record(envelope, now).record
-                except ProtocolViolation as error:
-                    raise Refused(f"pin record: {error}", wire.Refusal.BAD_SIGNATURE) from error
-                if self._stores.catalog.pin_record(record.owner, record.root) is not None:
-                    self._stores.catalog.put_pin_record(
-                        record.owner, record.root, record.seq, float(record.expires), envelope
-                    )
-
-        if envelopes:
-            await self._runtime.workers.run(work)
+        await self._runtime.workers.run(self.leases.take_records, request.pin_records)
+        return [
+            await self._runtime.workers.run(self.leases.release, ref.segment, ref.slot)
+            for ref in request.slots
+        ]
 
     async def challenge(
         self, peer: PeerId, items: Sequence[wire.Challenged]
     ) -> AsyncGenerator[tuple[CID, bytes | None], None]:
         """The fragments asked for, read from the disk now."""
+        decoded: dict[CID, Segment] = {}  # at most one: items come segment by segment
 
         def work(item: wire.Challenged) -> tuple[CID, bytes | None]:
-            row = self._stores.catalog.held_slot(item.segment, item.slot)
-            encoded = self._read(item.segment) if row is not None else None
-            if encoded is None:
-                return item.segment, None
-            segment = Segment.decode(encoded)
+            segment = decoded.get(item.segment)
+            if segment is None:
+                row = self._stores.catalog.held_slot(item.segment, item.slot)
+                encoded = self._read(item.segment) if row is not None else None
+                if encoded is None:
+                    return item.segment, None
+                decoded.clear()
+                segment = decoded[item.segment] = Segment.decode(encoded)
             if item.stripe >= len(segment.stripes) or item.slot >= segment.n:
                 return item.segment, None
             cid = segment.fragment(item.stripe, item.slot)

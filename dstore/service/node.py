@@ -44,6 +44,7 @@ from dstore.service.counters import Counters
 from dstore.service.fetch import open_fetcher
 from dstore.service.holder import HolderOptions, LocalHolder
 from dstore.service.keeper import Keeper
+from dstore.service.peers import PeerList
 from dstore.service.pins import Pins
 from dstore.service.progress import (
     AddOptions,
@@ -112,6 +113,7 @@ class Node:
         publisher: Publisher,
         retriever: Retriever,
         status: StatusReader,
+        peers: PeerList,
         pins: Pins,
         workers: Sequence[Worker],
         runtime: Runtime,
@@ -126,6 +128,7 @@ class Node:
         self._publisher = publisher
         self._retriever = retriever
         self._status = status
+        self._peers = peers
         self._pins = pins
         self._runtime = runtime
         self._options = options
@@ -205,26 +208,7 @@ class Node:
 
     async def peers(self) -> list[PeerStatus]:
         """Peers connected or known, the connected ones first."""
-        rows = await self._runtime.workers.run(self.stores.catalog.peers, PEERS_LISTED_MAX)
-        known = {row.peer: row for row in rows}
-        connected = set(self.network.connected())
-        found = []
-        for peer in sorted(known.keys() | connected, key=lambda one: (one not in connected, one)):
-            row = known.get(peer)
-            addresses = tuple(self.network.known_addresses(peer)) or (row.addresses if row else ())
-            found.append(
-                PeerStatus(
-                    peer=peer,
-                    addresses=addresses,
-                    connected=peer in connected,
-                    role=row.role if row else None,
-                    free_bytes=row.free_bytes if row else None,
-                    domains=row.domains if row else (),
-                    faults=row.faults if row else 0,
-                    last_seen=row.last_seen if row else None,
-                )
-            )
-        return found[:PEERS_LISTED_MAX]
+        return await self._peers.all()
 
     async def connect(self, target: PeerAddresses) -> None:
         """Have a connection to a peer.  Raises NetworkError."""
@@ -305,6 +289,7 @@ async def assemble(
         open_fetcher(client, faults.report, counters) as fetcher,
         trio.open_nursery() as nursery,
     ):
+        candidates = CandidateFinder(network, routing, client, stores, runtime)
         reprovider = Reprovider(routing, stores, runtime)
         holder = LocalHolder(
             stores, network, identity, runtime, _holder_options(options), reprovider.provide_soon
@@ -325,15 +310,16 @@ async def assemble(
             stores,
             network,
             routing,
-            CandidateFinder(network, routing, client, stores, runtime),
+            candidates,
             Uploader(network, client, holder, stores, runtime),
+            reprovider,
             owner,
             runtime,
             PublishOptions(options.pin_seconds, domains, options.stores_slots),
         )
         workers = [
             reprovider.worker,
-            Keeper(stores, holder, runtime, options.lease_seconds).worker,
+            Keeper(stores, holder.leases, runtime).worker,
             Worker("faults", faults.step),
         ]
         for worker in workers:
@@ -346,7 +332,8 @@ async def assemble(
             routing,
             publisher,
             Retriever(new_session),
-            StatusReader(network, client, stores, runtime, domains),
+            StatusReader(network, client, candidates, stores, runtime, domains),
+            PeerList(network, candidates, stores, runtime),
             Pins(stores, network, client, owner, runtime),
             workers,
             runtime,

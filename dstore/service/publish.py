@@ -7,7 +7,8 @@ thing again finds what is stored and what holders acknowledged, and does the res
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from dstore.core.placement import (
     worst,
 )
 from dstore.errors import CallerError, InsufficientPeers, ProtocolViolation
-from dstore.limits import ANNOUNCE_SECONDS
+from dstore.limits import ANNOUNCE_POLL_SECONDS, ANNOUNCE_SECONDS, RECORD_MANIFESTS_MAX
 from dstore.network.routing import Routing
 from dstore.network.streams import Network
 from dstore.runtime import Runtime
@@ -39,6 +40,7 @@ from dstore.service.encoding import Encoded, encode_root
 from dstore.service.importing import Imported
 from dstore.service.localadd import Import, Operation, add_locally
 from dstore.service.progress import AddOptions, AddResult, GuaranteeStatus, Progress, Report
+from dstore.service.reprovide import Reprovider
 from dstore.service.restore import manifest_row
 from dstore.service.stores import Stores
 from dstore.service.upload import Offer, Placed, Uploader
@@ -69,6 +71,7 @@ class Publisher:
         routing: Routing,
         candidates: CandidateFinder,
         uploader: Uploader,
+        announcer: Reprovider,
         owner: SigningKey,
         runtime: Runtime,
         options: PublishOptions,
@@ -78,6 +81,7 @@ class Publisher:
         self._routing = routing
         self._candidates = candidates
         self._uploader = uploader
+        self._announcer = announcer
         self._owner = owner
         self._runtime = runtime
         self._options = options
@@ -110,36 +114,41 @@ class Publisher:
 
     async def _protect(self, imported: Imported, options: AddOptions, report: Report) -> AddResult:
         root = imported.cid
+        if root.is_identity or root.verify(b""):
+            return AddResult(
+                root,
+                imported.size,
+                protected=True,
+                guarantee=GuaranteeStatus(0, 0, "the CID itself says all there is"),
+                warnings=imported.warnings,
+            )
         remote = await self._candidates.find(root.multihash)
         candidates, code = self._choose(remote, options)
-        if not remote or root.is_identity:
-            if options.require_guarantee > 0 and not root.is_identity:
+        if not remote:
+            if options.require_guarantee > 0:
                 raise InsufficientPeers(
                     "no other storage node answered; the file is stored here only"
                 )
-            reason = "" if root.is_identity else "no other storage node answered: stored here only"
+            self._announcer.provide_soon(root)
             return AddResult(
                 root,
                 imported.size,
                 guarantee=GuaranteeStatus(0, 0, "one copy, on this node"),
-                warnings=tuple(filter(None, (*imported.warnings, reason))),
+                warnings=(*imported.warnings, "no other storage node answered: stored here only"),
             )
-        async with Operation("protect", self._stores, self._runtime) as save:
-            encoded = await encode_root(
-                root, code, self._stores.blocks, save, self._runtime.workers, report
-            )
+        async with self._encoded(root, code, report) as encoded:
+            await self._check_plan(encoded, candidates, options)
             await self._note_manifest(encoded)
-            record = await self._pin_record(encoded, options)
-            placed = await self._place(encoded, record, candidates, options, report)
-        await self._runtime.workers.run(self._drop_parity, encoded)
-        reached = self._guarantee(encoded, placed, candidates)
+            record, new = await self._pin_record(encoded, options)
+            placed = await self._place(encoded, record, candidates, report, confirm=new)
+        reached = self._guarantee(encoded, [one.holders for one in placed], candidates)
         protected = all(one.complete for one in placed)
         await self._finish_pin(encoded, record, protected, options)
         await self._announce(root, report, confirm=protected)
-        warnings = [*imported.warnings, *_warnings(placed, reached, protected)]
         if reached.peers < options.require_guarantee:
             raise InsufficientPeers(
-                f"{root} {describe(reached)}; {options.require_guarantee} were required"
+                f"{root} {describe(reached)}; {options.require_guarantee} were required. What "
+                "was placed stays: add it again when more storage nodes are there"
             )
         return AddResult(
             root,
@@ -150,8 +159,47 @@ class Publisher:
             guarantee=GuaranteeStatus(
                 max(0, reached.peers), max(0, reached.domains), describe(reached)
             ),
-            warnings=tuple(warnings),
+            warnings=(*imported.warnings, *_warnings(placed, reached, protected)),
         )
+
+    @asynccontextmanager
+    async def _encoded(self, root: CID, code: Code, report: Report) -> AsyncIterator[Encoded]:
+        """The root with its parity in the store; parity that no slot of this node keeps is
+        deleted afterwards, however it ends: it was only here to be uploaded."""
+        encoded: Encoded | None = None
+        try:
+            async with Operation("protect", self._stores, self._runtime) as save:
+                encoded = await encode_root(
+                    root, code, self._stores.blocks, save, self._runtime.workers, report
+                )
+                yield encoded
+        finally:
+            if encoded is not None:
+                with trio.CancelScope(shield=True):
+                    await self._runtime.workers.run(self._drop_parity, encoded)
+
+    async def _check_plan(
+        self, encoded: Encoded, candidates: Sequence[Candidate], options: AddOptions
+    ) -> None:
+        """Raises InsufficientPeers where not even the plan reaches the required guarantee:
+        then nothing is placed anywhere."""
+        if options.require_guarantee <= 0:
+            return
+
+        def work() -> Guarantee:
+            plan = [
+                offer.assign(self._leased(offer.segment, candidates)).holders
+                for offer in self._offers(encoded, b"", candidates)
+            ]
+            return self._guarantee(encoded, plan, candidates)
+
+        planned = await self._runtime.workers.run(work)
+        if planned.peers < options.require_guarantee:
+            raise InsufficientPeers(
+                f"with the {len(candidates)} storage nodes that answered, {encoded.manifest.root} "
+                f"{describe(planned)}; {options.require_guarantee} were required. It is stored "
+                "here only"
+            )
 
     def _choose(
         self, remote: Sequence[Candidate], options: AddOptions
@@ -183,26 +231,34 @@ class Publisher:
 
         await self._runtime.workers.run(work)
 
-    async def _pin_record(self, encoded: Encoded, options: AddOptions) -> bytes:
-        """The envelope of the owner's wish: the one already signed where it says the same and
-        has half of its time left, else a new one.  Durable before any holder sees it."""
+    async def _pin_record(self, encoded: Encoded, options: AddOptions) -> tuple[bytes, bool]:
+        """The envelope of the owner's wish, and whether holders may not know it yet.
+
+        It is the one already signed where that names the manifest and has half of its time
+        left, else a new one, durable before any holder sees it.  Manifests named before stay:
+        what they protect is let go of by a later record, once this one is protected.
+        """
         root, manifest = encoded.manifest.root, encoded.manifest.cid
         lifetime = options.pin_seconds or self._options.pin_seconds
 
-        def work() -> bytes:
+        def work() -> tuple[bytes, bool]:
             catalog = self._stores.catalog
             now = self._runtime.clock.now()
             known = catalog.pin_record(self._owner.public, root)
-            if known is not None and known.expires >= now + lifetime / 2:
+            named: tuple[CID, ...] = ()
+            if known is not None and known.expires > now:
                 try:
-                    record = open_pin_record(known.envelope, now).record
+                    named = open_pin_record(known.envelope, now).record.manifests
                 except ProtocolViolation:
-                    record = None
-                if record is not None and record.manifests == (manifest,):
-                    return known.envelope
+                    named = ()
+                if manifest in named and known.expires >= now + lifetime / 2:
+                    pin = catalog.get_pin(root)
+                    done = pin is not None and pin.mode == "protected" and pin.manifest == manifest
+                    return known.envelope, not (done and pin and pin.expires == known.expires)
+            others = tuple(one for one in named if one != manifest)
             signed = PinRecord(
                 root=root,
-                manifests=(manifest,),
+                manifests=(manifest, *others[: RECORD_MANIFESTS_MAX - 1]),
                 owner=self._owner.public,
                 seq=known.seq + 1 if known is not None else 1,
                 created=int(now),
@@ -215,20 +271,32 @@ class Publisher:
                 float(signed.record.expires),
                 signed.envelope,
             )
-            return signed.envelope
+            return signed.envelope, True
 
         return await self._runtime.workers.run(work)
+
+    def _offers(
+        self, encoded: Encoded, record: bytes, candidates: Sequence[Candidate]
+    ) -> Iterator[Offer]:
+        """What is offered of each segment; segments that begin within the same 64 GiB of the
+        root share a placement group, and so their holders."""
+        manifest, offset = encoded.manifest, 0
+        for segment in encoded.segments:
+            group = group_key(manifest.root, offset)
+            yield Offer(record, self._owner.public, manifest.cid, segment, candidates, group)
+            offset += segment.data_bytes
 
     async def _place(
         self,
         encoded: Encoded,
         record: bytes,
         candidates: Sequence[Candidate],
-        options: AddOptions,
         report: Report,
+        *,
+        confirm: bool,
     ) -> list[Placed]:
-        """Every segment onto its holders, one segment after the other."""
-        manifest = encoded.manifest
+        """Every segment onto its holders, one segment after the other.  A peer that failed
+        one is asked for the next only where the others are too few."""
         total = sum(
             segment.slot_bytes(slot) for segment in encoded.segments for slot in range(segment.n)
         )
@@ -236,41 +304,41 @@ class Publisher:
 
         def stored(size: int) -> None:
             nonlocal done
-            done += size
+            done = min(done + size, total)  # what a failed holder had is brought to another
             report(Progress("upload", done, total))
 
         placed: list[Placed] = []
-        offset = 0
-        for segment in encoded.segments:
-            offer = Offer(
-                record, manifest.cid, segment, candidates, group_key(manifest.root, offset)
-            )
-            held = await self._acknowledged(segment, candidates)
-            stored(sum(segment.slot_bytes(slot) for slot in held))
-            placed.append(await self._uploader.place(offer, held, stored))
-            offset += segment.data_bytes
+        failed: set[PeerId] = set()
+        for offer in self._offers(encoded, record, candidates):
+            segment = offer.segment
+            held = await self._runtime.workers.run(self._leased, segment, candidates)
+            if not confirm:
+                stored(sum(segment.slot_bytes(slot) for slot in held))
+            one = await self._uploader.place(offer, held, stored, confirm=confirm, avoid=failed)
+            failed.update(one.failures)
+            placed.append(one)
         return placed
 
-    async def _acknowledged(
-        self, segment: Segment, candidates: Sequence[Candidate]
-    ) -> dict[int, set[PeerId]]:
-        """Slots with a lease that runs, at a peer that answered just now."""
+    def _leased(self, segment: Segment, candidates: Sequence[Candidate]) -> dict[int, set[PeerId]]:
+        """In a worker: slots with a lease that runs, at a peer that answered just now."""
         alive = {candidate.peer for candidate in candidates}
         now = self._runtime.clock.now()
-        rows = await self._runtime.workers.run(self._stores.catalog.placements, segment.cid)
         held: dict[int, set[PeerId]] = {}
-        for row in rows:
+        for row in self._stores.catalog.placements(segment.cid):
             if row.lease is not None and row.expires > now and row.peer in alive:
                 held.setdefault(row.slot, set()).add(row.peer)
         return held
 
     def _guarantee(
-        self, encoded: Encoded, placed: Sequence[Placed], candidates: Sequence[Candidate]
+        self,
+        encoded: Encoded,
+        holders: Sequence[Mapping[int, Collection[PeerId]]],
+        candidates: Sequence[Candidate],
     ) -> Guarantee:
         domain_of = domain_components(candidates)
         found = worst(
-            guarantee(shapes_of(segment), one.holders, domain_of)
-            for segment, one in zip(encoded.segments, placed, strict=True)
+            guarantee(shapes_of(segment), one, domain_of)
+            for segment, one in zip(encoded.segments, holders, strict=True)
         )
         return found or Guarantee(0, 0)
 
@@ -303,17 +371,21 @@ class Publisher:
         await self._runtime.workers.run(work)
 
     async def _announce(self, root: CID, report: Report, *, confirm: bool) -> None:
-        """Tell the DHT that this node has the root; where holders have it too, wait a moment
-        until one of them can be found."""
+        """Have the DHT told that this node has the root, and wait a moment until it knows;
+        where holders have it too, until one of them can be found.  What takes longer goes on
+        behind the add's back."""
         report(Progress("announce", 0))
         with trio.move_on_after(ANNOUNCE_SECONDS):
-            await self._routing.provide(root.multihash)
+            await self._announcer.announce(root)
             while confirm:
-                async for _ in self._routing.find_providers(root.multihash, count=1):
-                    confirm = False
-                    break
-                else:
-                    await trio.sleep(0.1)
+                search = self._routing.find_providers(root.multihash, count=1)
+                try:
+                    async for _ in search:
+                        confirm = False
+                finally:
+                    search.close()
+                if confirm:
+                    await trio.sleep(ANNOUNCE_POLL_SECONDS)
 
 
 def _code(pair: tuple[int, int]) -> Code:

@@ -6,14 +6,20 @@ segments it holds slots of.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator
 
 import trio
 
 from dstore.core.cid import CID
-from dstore.limits import PROVIDE_CONCURRENCY, PROVIDE_RETRY_SECONDS, REPROVIDE_SECONDS
+from dstore.limits import (
+    KAD_KEY_BYTES_MAX,
+    PROVIDE_CONCURRENCY,
+    PROVIDE_FAILURES_MAX,
+    PROVIDE_RETRY_SECONDS,
+    REPROVIDE_SECONDS,
+)
 from dstore.network.routing import Routing
-from dstore.runtime import Runtime
+from dstore.runtime import Runtime, open_plain_nursery
 from dstore.service.stores import Stores
 from dstore.service.worker import Worker
 
@@ -27,13 +33,29 @@ class Reprovider:
         self._runtime = runtime
         self._due: dict[bytes, float] = {}
         self._all_due = 0.0
+        self._failures = 0  # in a row: nobody is there to tell
+        self._confirmed = trio.Event()  # set, and replaced, with each key confirmed
         self.worker = Worker("reprovide", self.step)
 
+    @property
+    def due(self) -> int:
+        """Keys that no peer has confirmed yet."""
+        return len(self._due)
+
     def provide_soon(self, *cids: CID) -> None:
-        """Announce these with the next step, which comes at once."""
+        """Announce these with the next step, which comes at once, and go on trying until a
+        peer has confirmed them."""
         for cid in cids:
-            self._due.setdefault(cid.multihash, 0.0)
+            if _can_be_provided(cid):
+                self._due[cid.multihash] = 0.0
+        self._failures = 0
         self.worker.wake()
+
+    async def announce(self, cid: CID) -> None:
+        """`provide_soon`, and wait until a peer has confirmed it.  May take for ever."""
+        self.provide_soon(cid)
+        while cid.multihash in self._due:
+            await self._confirmed.wait()
 
     async def step(self) -> float:
         """Provide what is due; returns the seconds until something is due again."""
@@ -42,25 +64,41 @@ class Reprovider:
             for key in await self._runtime.workers.run(self._keys):
                 self._due.setdefault(key, now)
             self._all_due = now + REPROVIDE_SECONDS
-        due = [key for key, time in self._due.items() if time <= now]
-        limiter = trio.CapacityLimiter(PROVIDE_CONCURRENCY)
-        async with trio.open_nursery() as nursery:
-            for key in due:
-                nursery.start_soon(partial(self._provide, key, limiter))
+        # What was asked for just now comes before the great round.
+        due = sorted((time, key) for key, time in self._due.items() if time <= now)
+        keys = iter([key for _, key in due])
+        self._failures = 0
+        async with open_plain_nursery() as nursery:
+            for _ in range(min(PROVIDE_CONCURRENCY, len(due))):
+                nursery.start_soon(self._provide_all, keys)
         times = [*self._due.values(), self._all_due]
         return max(0.0, min(times) - trio.current_time())
 
-    async def _provide(self, key: bytes, limiter: trio.CapacityLimiter) -> None:
-        async with limiter:
-            confirmed = await self._routing.provide(key)
-        if confirmed:
-            self._due.pop(key, None)
-        else:
-            self._due[key] = trio.current_time() + PROVIDE_RETRY_SECONDS
+    async def _provide_all(self, keys: Iterator[bytes]) -> None:
+        for key in keys:
+            if self._failures < PROVIDE_FAILURES_MAX:
+                confirmed = await self._routing.provide(key)
+            else:
+                confirmed = 0  # this node is alone: the rest would fare no better
+            if confirmed:
+                self._failures = 0
+                self._due.pop(key, None)
+                self._confirmed.set()
+                self._confirmed = trio.Event()
+            else:
+                self._failures += 1
+                self._due[key] = trio.current_time() + PROVIDE_RETRY_SECONDS
 
     def _keys(self) -> list[bytes]:
         """In a worker: everything that this node provides."""
         catalog = self._stores.catalog
-        cids = [*catalog.held_roots(), *catalog.held_segments()]
-        cids += [pin.root for pin in catalog.pins()]
-        return list(dict.fromkeys(cid.multihash for cid in cids))
+        segments = catalog.held_segments()
+        cids = [*catalog.held_roots(), *segments, *(pin.root for pin in catalog.pins())]
+        for segment in segments:  # several roots may share it
+            cids += catalog.roots_with_segment(segment)
+        return list(dict.fromkeys(cid.multihash for cid in cids if _can_be_provided(cid)))
+
+
+def _can_be_provided(cid: CID) -> bool:
+    """Not what carries its own bytes, nor what the DHT has no room for as a key."""
+    return not cid.is_identity and len(cid.multihash) <= KAD_KEY_BYTES_MAX

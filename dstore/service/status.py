@@ -6,7 +6,7 @@ now that it has it whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Literal
 
 import trio
@@ -28,7 +28,7 @@ from dstore.limits import HELLO_SECONDS
 from dstore.network.fragments_client import FragmentsClient
 from dstore.network.streams import Network
 from dstore.runtime import Runtime
-from dstore.service.candidates import peer_domains
+from dstore.service.candidates import CandidateFinder, peer_domains
 from dstore.service.progress import GuaranteeStatus, RootStatus, SegmentStatus, SlotStatus
 from dstore.service.session import Holders, RootSession
 from dstore.service.stores import Stores
@@ -42,12 +42,14 @@ class StatusReader:
         self,
         network: Network,
         client: FragmentsClient,
+        candidates: CandidateFinder,
         stores: Stores,
         runtime: Runtime,
         own_domains: frozenset[str],
     ) -> None:
         self._network = network
         self._client = client
+        self._candidates = candidates
         self._stores = stores
         self._runtime = runtime
         self._own_domains = own_domains
@@ -135,7 +137,8 @@ class StatusReader:
             segment.data_bytes,
             tuple(slots),
         )
-        domains = components(await self._domains([p for peers in live.values() for p in peers]))
+        holding = {peer for peers in live.values() for peer in peers}
+        domains = components(await self._domains(holding))
         return status, guarantee(shapes, live, domains)
 
     async def _ask(self, peer: PeerId, segment: CID, live: dict[int, set[PeerId]]) -> None:
@@ -148,10 +151,19 @@ class StatusReader:
                 if held.whole:
                     live.setdefault(held.slot, set()).add(peer)
 
-    async def _domains(self, peers: Sequence[PeerId]) -> dict[PeerId, frozenset[str]]:
+    async def _domains(self, peers: Collection[PeerId]) -> dict[PeerId, frozenset[str]]:
+        """The failure domains of the peers; those never met are asked first."""
+
+        def strangers() -> list[PeerId]:
+            rows = {peer: self._stores.catalog.peer(peer) for peer in peers}
+            return [peer for peer, row in rows.items() if row is None or row.role is None]
+
+        unknown = await self._runtime.workers.run(strangers)
+        await self._candidates.introduce(peer for peer in unknown if peer != self._network.peer_id)
+
         def work() -> dict[PeerId, frozenset[str]]:
             found: dict[PeerId, frozenset[str]] = {}
-            for peer in set(peers):
+            for peer in peers:
                 if peer == self._network.peer_id:
                     found[peer] = self._own_domains
                     continue

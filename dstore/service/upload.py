@@ -19,6 +19,7 @@ from dstore.limits import (
     SERVE_BATCH_BLOCKS_MAX,
     SERVE_BATCH_BYTES,
     UPLOAD_ATTEMPTS_MAX,
+    UPLOADS_MAX,
 )
 from dstore.network.fragments_client import FragmentsClient, PutProgress, SlotBlock
 from dstore.network.streams import Network
@@ -32,13 +33,29 @@ Stored = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Offer:
-    """What is offered with every slot of one root."""
+    """What is offered with every slot of one segment; `owner` is the key that signed
+    `pin_record`."""
 
     pin_record: bytes
+    owner: bytes
     manifest: CID
     segment: Segment
     candidates: Sequence[Candidate]
     group: bytes
+
+    def assign(
+        self, holders: Mapping[int, Collection[PeerId]], avoid: Collection[PeerId] = ()
+    ) -> Assignment:
+        """Who is to hold what, given who holds some of it already."""
+        return assign(
+            self.segment.cid,
+            needs_of(self.segment),
+            self.candidates,
+            self.segment.code,
+            placed=holders,
+            avoid=avoid,
+            group=self.group,
+        )
 
 
 @dataclass
@@ -53,6 +70,25 @@ class Placed:
     def complete(self) -> bool:
         """Whether every required slot has a lease."""
         return enough(self.assignment, self.holders)
+
+
+@dataclass
+class _Bringing:
+    """One segment on its way."""
+
+    offer: Offer
+    stored: Stored
+    holders: dict[int, set[PeerId]] = field(default_factory=dict)
+    planned: dict[int, set[PeerId]] = field(default_factory=dict)
+    failures: dict[PeerId, str] = field(default_factory=dict)
+
+    def assignment(self, avoid: Collection[PeerId]) -> Assignment:
+        """Who is to hold what now, without the peers that failed; those of `avoid` where it
+        takes them to place every slot."""
+        found = self.offer.assign(self.holders, {*avoid, *self.failures})
+        if avoid and found.unplaced:
+            found = self.offer.assign(self.holders, self.failures.keys())
+        return found
 
 
 class Uploader:
@@ -73,55 +109,56 @@ class Uploader:
         self._runtime = runtime
 
     async def place(
-        self, offer: Offer, held: Mapping[int, Collection[PeerId]], stored: Stored
+        self,
+        offer: Offer,
+        held: Mapping[int, Collection[PeerId]],
+        stored: Stored,
+        *,
+        confirm: bool = True,
+        avoid: Collection[PeerId] = (),
     ) -> Placed:
-        """Bring the slots that `held` does not cover to holders; `stored` is told of bytes as
-        they become durable there.  Peers that fail are replaced while there are others;
-        never raises for them."""
-        segment = offer.segment
-        needs = needs_of(segment)
-        holders = {slot: set(peers) for slot, peers in held.items() if peers}
-        failures: dict[PeerId, str] = {}
+        """Bring the slots to holders; `stored` is told of bytes as they become durable there.
 
-        def assignment() -> Assignment:
-            return assign(
-                segment.cid,
-                needs,
-                offer.candidates,
-                segment.code,
-                placed=holders,
-                avoid=failures.keys(),
-                group=offer.group,
-            )
-
-        current = assignment()
+        Peers of `held` come first: with `confirm` they are offered their slots again, so that
+        they learn of this pin record (nothing moves that they have), else their word stands.
+        Peers that fail are replaced while there are others, those of `avoid` being the last
+        resort; never raises for them.
+        """
+        bringing = _Bringing(offer, stored)
+        if confirm:
+            await self._bring_all(bringing, {slot: tuple(peers) for slot, peers in held.items()})
+        else:
+            bringing.holders = {slot: set(peers) for slot, peers in held.items() if peers}
+        current = bringing.assignment(avoid)
         for _ in range(UPLOAD_ATTEMPTS_MAX):
             if not current.new:
                 break
-            async with open_plain_nursery() as nursery:
-                for slot, peers in current.new.items():
-                    for peer in peers:
-                        nursery.start_soon(
-                            self._bring, offer, slot, peer, current, holders, failures, stored
-                        )
-            current = assignment()
-        return Placed(current, holders, failures)
+            await self._bring_all(bringing, current.new)
+            current = bringing.assignment(avoid)
+        return Placed(current, bringing.holders, bringing.failures)
+
+    async def _bring_all(
+        self, bringing: _Bringing, slots: Mapping[int, Collection[PeerId]]
+    ) -> None:
+        for slot, peers in slots.items():
+            bringing.planned.setdefault(slot, set()).update(peers)
+        limiter = trio.CapacityLimiter(UPLOADS_MAX)
+        async with open_plain_nursery() as nursery:
+            for slot, peers in slots.items():
+                for peer in peers:
+                    nursery.start_soon(self._bring, bringing, slot, peer, limiter)
 
     async def _bring(
-        self,
-        offer: Offer,
-        slot: int,
-        peer: PeerId,
-        assignment: Assignment,
-        holders: dict[int, set[PeerId]],
-        failures: dict[PeerId, str],
-        stored: Stored,
+        self, bringing: _Bringing, slot: int, peer: PeerId, limiter: trio.CapacityLimiter
     ) -> None:
+        offer = bringing.offer
         try:
-            envelope = await self._put(offer, slot, peer, assignment, stored)
-            lease = self._check_lease(envelope, offer.segment, slot, peer)
+            async with limiter:
+                envelope = await self._put(bringing, slot, peer)
+            lease = self._check_lease(envelope, offer, slot, peer)
         except (NetworkError, PeerError) as error:
-            failures[peer] = str(error)
+            bringing.failures[peer] = str(error)
+            bringing.planned[slot].discard(peer)
             return
         await self._runtime.workers.run(
             self._stores.catalog.put_placement,
@@ -134,51 +171,55 @@ class Uploader:
                 self._runtime.clock.now(),
             ),
         )
-        holders.setdefault(slot, set()).add(peer)
+        bringing.holders.setdefault(slot, set()).add(peer)
 
-    async def _put(
-        self, offer: Offer, slot: int, peer: PeerId, assignment: Assignment, stored: Stored
-    ) -> bytes:
-        segment = offer.segment
+    async def _put(self, bringing: _Bringing, slot: int, peer: PeerId) -> bytes:
+        offer, segment = bringing.offer, bringing.offer.segment
         fragments = [SlotBlock(*fragment) for fragment in segment.slot_blocks(slot)]
         put = wire.PutSlot(
-            offer.pin_record,
-            offer.manifest,
-            segment.cid,
-            slot,
-            self._holder_map(assignment),
+            offer.pin_record, offer.manifest, segment.cid, slot, self._holder_map(bringing)
         )
         if peer == self._network.peer_id:
             reception = await self._holder.offer_slot(peer, put, self._load)
             envelope = await reception.finish()
-            stored(segment.slot_bytes(slot))
+            bringing.stored(segment.slot_bytes(slot))
             return envelope
         reader = _SlotReader(self._stores, self._runtime, fragments)
         last = 0
 
         def progress(news: PutProgress) -> None:
             nonlocal last
-            stored(news.stored - last)
+            bringing.stored(news.stored - last)
             last = news.stored
 
         return await self._client.put_slot(peer, put, self._load, fragments, reader.read, progress)
 
-    def _holder_map(self, assignment: Assignment) -> tuple[wire.HolderEntry, ...]:
+    def _holder_map(self, bringing: _Bringing) -> tuple[wire.HolderEntry, ...]:
         """Who holds, or is about to hold, the slots: holders keep it for when the DHT is
-        silent."""
+        silent.  No expiry beyond now is claimed: a lease speaks for itself."""
         now = int(self._runtime.clock.now())
         return tuple(
             wire.HolderEntry(peer, slot, now, self._holder.addresses_of(peer))
-            for slot, peers in assignment.holders.items()
-            for peer in peers
+            for slot in sorted(bringing.planned.keys() | bringing.holders.keys())
+            for peer in sorted(
+                bringing.planned.get(slot, set()) | bringing.holders.get(slot, set())
+            )
         )
 
-    def _check_lease(self, envelope: bytes, segment: Segment, slot: int, peer: PeerId) -> Lease:
-        lease = open_lease(envelope, self._runtime.clock.now()).lease
-        if (lease.holder, lease.segment, lease.slot) != (peer, segment.cid, slot):
+    def _check_lease(self, envelope: bytes, offer: Offer, slot: int, peer: PeerId) -> Lease:
+        segment, now = offer.segment, self._runtime.clock.now()
+        lease = open_lease(envelope, now).lease
+        if (lease.holder, lease.owner, lease.segment, lease.slot) != (
+            peer,
+            offer.owner,
+            segment.cid,
+            slot,
+        ):
             raise ProtocolViolation(f"{peer} answered with a lease for something else")
         if lease.bytes != segment.slot_bytes(slot):
             raise ProtocolViolation(f"{peer} answered with a lease of {lease.bytes} bytes")
+        if lease.expires <= now:
+            raise ProtocolViolation(f"{peer} answered with a lease that has ended")
         return lease
 
     async def _load(self, cid: CID) -> bytes:

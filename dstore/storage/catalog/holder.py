@@ -11,7 +11,10 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import threading
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from operator import eq
 from typing import Final
 
 from dstore.core.cid import CID
@@ -135,11 +138,13 @@ class HolderTables(ReferenceTables):
     def delete_slot(self, segment: CID, slot: int, owner: bytes | None = None) -> None:
         """Forget the slot for the owner (None: all); with the last owner its block references
         are released."""
+        self._delete(segment, slot, lambda row: owner in (None, row.owner))
+
+    def _delete(self, segment: CID, slot: int, which: Callable[[HeldSlot], bool]) -> bool:
+        """Forget the rows of the slot that `which` picks; whether there were any."""
         with self._promises:
             doomed = [
-                row.owner
-                for row in self.held_slots(segment)
-                if row.slot == slot and owner in (None, row.owner)
+                row.owner for row in self.held_slots(segment) if row.slot == slot and which(row)
             ]
             with self._db.transaction() as connection:
                 connection.executemany(
@@ -156,6 +161,7 @@ class HolderTables(ReferenceTables):
                 for one in doomed:
                     self._records.delete(RecordKind.LEASE, held_slot_key(segment, slot, one))
         self.finish_releases()
+        return bool(doomed)
 
     def reserved_bytes(self) -> int:
         """Bytes promised to slots that are not complete yet."""
@@ -197,9 +203,8 @@ class HolderTables(ReferenceTables):
                 f"{_SELECT_SLOTS} WHERE state = ? AND updated < ?", (state, before)
             ).fetchall()
         slots = [_slot(row) for row in rows]
-        for row in slots:
-            self.delete_slot(row.segment, row.slot, row.owner)
-        return slots
+        # One that has changed meanwhile (was finished, say) stays.
+        return [row for row in slots if self._delete(row.segment, row.slot, partial(eq, row))]
 
     def held_roots(self) -> list[CID]:
         """The roots of which a slot is held: what to provide in the DHT."""

@@ -144,6 +144,16 @@ class OwnerTables:
             ).fetchall()
         return [CID.from_bytes(root) for (root,) in rows]
 
+    def manifests_with(self, segment: CID) -> list[tuple[CID, CID]]:
+        """(root, manifest) of each known manifest that lists the segment."""
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT root, manifest FROM manifests JOIN manifest_segments"
+                " ON manifest_id = id WHERE segment = ?",
+                (segment.binary,),
+            ).fetchall()
+        return [(CID.from_bytes(root), CID.from_bytes(manifest)) for root, manifest in rows]
+
     # --- Placements --------------------------------------------------------------------
 
     def put_placement(self, placement: Placement) -> None:

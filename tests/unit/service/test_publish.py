@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -186,5 +187,37 @@ def test_unpinning_tells_the_holders() -> None:
             assert states == {"trash"}
             with pytest.raises(NotFoundError):
                 await cluster[0].unpin(result.cid)
+
+    run_deterministic(1, main)
+
+
+def test_empty_files_are_read_although_nobody_stores_the_empty_block(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "full").write_bytes(content(2000))
+
+    async def main() -> None:
+        async with open_cluster(8) as cluster:
+            result = await cluster[0].add_path(tmp_path)
+            await cluster.kill(0)
+            entry = await cluster[4].resolve(result.cid, ["empty"])
+            assert entry.size == 0
+            async with cluster[4].read(result.cid, entry.cid) as chunks:
+                assert [chunk async for chunk in chunks] in ([], [b""])
+            names = [entry.name async for entry in cluster[4].entries(result.cid)]
+            assert sorted(names) == ["empty", "full"]
+
+    run_deterministic(1, main)
+
+
+def test_any_node_can_tell_the_failure_domains() -> None:
+    async def main() -> None:
+        async with open_cluster(8) as cluster:
+            result = await cluster[0].add_stream(stream(content(10_000)))
+            status = await cluster[5].status(result.cid)
+            assert status.guarantee is not None
+            assert (status.guarantee.peers, status.guarantee.domains) == (2, 2)
+            peers = await cluster[5].peers()
+            assert {peer.role for peer in peers} == {"storage"}
+            assert len({peer.domains for peer in peers}) == 7
 
     run_deterministic(1, main)
