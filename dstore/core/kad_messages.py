@@ -73,9 +73,11 @@ def address_to_bytes(address: str) -> bytes | None:
 @lru_cache(maxsize=16_384)
 def _bytes_to_address(binary: bytes) -> str | None:
     try:
-        return str(Multiaddr(binary))
+        text = str(Multiaddr(binary))
     except (MultiaddrError, ValueError, LookupError, TypeError):
         return None
+    # The library reads a truncated address as one full of zeros.
+    return text if address_to_bytes(text) == binary else None
 
 
 def _address_of(binary: bytes, peer: PeerId) -> str | None:

@@ -30,6 +30,7 @@ from dstore.limits import (
     KAD_QUERIES_MAX,
     KAD_SLOW_SECONDS_MAX,
     KAD_SLOW_SECONDS_MIN,
+    KAD_SUSPECT_SLOW_SECONDS_MIN,
     PROVIDER_SECONDS,
 )
 
@@ -217,7 +218,7 @@ class Lookup:
         concurrency: int = KAD_CONCURRENCY,
         suspect: Callable[[PeerId], bool] = lambda _: False,
     ) -> None:
-        """`suspect` tells peers that were silent lately: they are asked, never waited for."""
+        """`suspect` tells peers that were silent lately: they are waited for less."""
         self.target = target
         self._own = own
         self._count = count
@@ -225,8 +226,7 @@ class Lookup:
         self._suspect = suspect
         self._states: dict[PeerId, _State] = {}
         self._order: list[tuple[int, PeerId]] = []
-        self._asked_at: dict[PeerId, float] = {}  # those in ASKED, in the order of asking
-        self._slow_since: dict[PeerId, float] = {}  # those in SLOW: when they were asked
+        self._asked_at: dict[PeerId, float] = {}  # those in ASKED
         self._slowest_answer = 0.0
         self._queries = 0
 
@@ -250,10 +250,6 @@ class Lookup:
                     break
                 chosen.append(peer)
                 self._queries += 1
-                if self._suspect(peer):
-                    self._states[peer] = _State.SLOW
-                    self._slow_since[peer] = now
-                    continue
                 self._states[peer] = _State.ASKED
                 self._asked_at[peer] = now
             if self._states[peer] in (_State.ASKED, _State.ANSWERED):
@@ -265,33 +261,32 @@ class Lookup:
         asked_at = self._asked_at.pop(peer, None)
         if asked_at is not None:
             self._slowest_answer = max(self._slowest_answer, now - asked_at)
-        self._slow_since.pop(peer, None)
         self._states[peer] = _State.ANSWERED
         self.learn(closer)
 
     def failed(self, peer: PeerId) -> None:
         """`peer` cannot be had or broke the protocol."""
         self._asked_at.pop(peer, None)
-        self._slow_since.pop(peer, None)
         self._states[peer] = _State.FAILED
 
-    @property
-    def patience(self) -> float:
-        """Seconds for which an answer is waited for."""
-        return min(max(4 * self._slowest_answer, KAD_SLOW_SECONDS_MIN), KAD_SLOW_SECONDS_MAX)
+    def patience(self, peer: PeerId) -> float:
+        """Seconds for which an answer of `peer` is waited for."""
+        suspect = self._suspect(peer)
+        least = KAD_SUSPECT_SLOW_SECONDS_MIN if suspect else KAD_SLOW_SECONDS_MIN
+        return min(max(4 * self._slowest_answer, least), KAD_SLOW_SECONDS_MAX)
 
     @property
     def next_tick(self) -> float:
         """The instant at which `tick` has something to do; infinity where nobody is asked."""
-        first = next(iter(self._asked_at.values()), None)
-        return float("inf") if first is None else first + self.patience
+        ends = (asked + self.patience(peer) for peer, asked in self._asked_at.items())
+        return min(ends, default=float("inf"))
 
     def tick(self, now: float) -> None:
         """Stop waiting for those that are late."""
-        while now >= self.next_tick:
-            peer = next(iter(self._asked_at))
-            self._slow_since[peer] = self._asked_at.pop(peer)
-            self._states[peer] = _State.SLOW
+        for peer, asked in list(self._asked_at.items()):
+            if now >= asked + self.patience(peer):
+                del self._asked_at[peer]
+                self._states[peer] = _State.SLOW
 
     @property
     def finished(self) -> bool:
@@ -322,10 +317,9 @@ class Lookup:
         answered = (p for _, p in self._order if self._states[p] is _State.ANSWERED)
         return [peer for peer, _ in zip(answered, range(self._count), strict=False)]
 
-    def late(self, now: float) -> list[PeerId]:
-        """Peers that have not answered, and had the time to."""
-        horizon = now - self.patience
-        return [peer for peer, asked_at in self._slow_since.items() if asked_at <= horizon]
+    def late(self) -> list[PeerId]:
+        """Peers that are no longer waited for, and have not answered since."""
+        return [peer for peer, state in self._states.items() if state is _State.SLOW]
 
 
 # --- The provider store ----------------------------------------------------------------

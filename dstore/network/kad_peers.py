@@ -58,14 +58,18 @@ class KnownPeers:
         self._suspects.pop(peer, None)
         self.table.heard(peer, trio.current_time())
 
-    def unanswered(self, peer: PeerId) -> None:
-        """`peer` did not answer a request in time, or at all."""
-        self.table.failed(peer)
+    def late(self, peer: PeerId) -> None:
+        """`peer` has not answered yet, later than others do."""
         self._suspects[peer] = trio.current_time() + KAD_SUSPECT_SECONDS
         self._suspects.move_to_end(peer)
         if len(self._suspects) > KAD_SUSPECTS_MAX:
             self._suspects.popitem(last=False)
 
+    def unanswered(self, peer: PeerId) -> None:
+        """`peer` did not answer a request."""
+        self.table.failed(peer)
+        self.late(peer)
+
     def is_suspect(self, peer: PeerId) -> bool:
-        """Whether `peer` left a request unanswered a short while ago."""
+        """Whether `peer` was late or silent a short while ago."""
         return self._suspects.get(peer, 0.0) > trio.current_time()

@@ -38,7 +38,7 @@ class Search:
         self._request = request
         self._on_answer = on_answer
         self._hints: dict[PeerId, tuple[str, ...]] = {}
-        self._stopped = False
+        self._ended = False
         self._changed = trio.Event()
         self.lookup = Lookup(kad_id(request.key), peers.own, count=count, suspect=peers.is_suspect)
 
@@ -51,40 +51,48 @@ class Search:
         """What is known of where `peer` can be reached."""
         return self._peers.where(peer, self._hints.get(peer, ()))
 
-    async def run(self, deadline: float) -> None:
-        """Search to the end, or to `deadline`, from the peers known now."""
+    async def run(self, deadline: float, nursery: trio.Nursery) -> None:
+        """Search to the end, or to `deadline`, from the peers known now.
+
+        Requests run in `nursery` and outlive the search by at most their own deadline: an
+        answer that comes late clears its peer of suspicion, and its stream can be re-used.
+        """
         lookup = self.lookup
         lookup.learn(self._peers.starts(lookup.target))
         with trio.move_on_at(deadline):
-            async with trio.open_nursery() as nursery:
-                while not (self._stopped or lookup.finished):
-                    for peer in lookup.ask(trio.current_time()):
-                        nursery.start_soon(self._ask, peer)
-                    if lookup.finished:
-                        break  # only suspects were left to ask: nobody waits for them
-                    self._changed = trio.Event()
-                    with trio.move_on_at(lookup.next_tick):
-                        await self._changed.wait()
-                    lookup.tick(trio.current_time())
-                nursery.cancel_scope.cancel()
-        for peer in lookup.late(trio.current_time()):
-            self._peers.unanswered(peer)
+            while not (self._ended or lookup.finished):
+                for peer in lookup.ask(trio.current_time()):
+                    nursery.start_soon(self._ask, peer)
+                self._changed = trio.Event()
+                with trio.move_on_at(lookup.next_tick):
+                    await self._changed.wait()
+                lookup.tick(trio.current_time())
+        self._ended = True
+        for peer in lookup.late():
+            self._peers.late(peer)
 
     async def _ask(self, peer: PeerId) -> None:
         try:
             answer = await self._requests.exchange(self.where(peer), self._request)
         except (NetworkError, PeerError):
-            self.lookup.failed(peer)
             self._peers.unanswered(peer)
+            self.lookup.failed(peer)
+        except trio.Cancelled:
+            self.lookup.failed(peer)
+            raise
         else:
             self._peers.heard(peer)
-            for each in answer.closer:
-                self._hint(each.peer, each.addresses)
-            now = trio.current_time()
-            self.lookup.answered(peer, (each.peer for each in answer.closer), now)
-            if self._on_answer(answer):
-                self._stopped = True
-        self._changed.set()
+            if not self._ended:
+                self._take(peer, answer)
+        finally:
+            self._changed.set()
+
+    def _take(self, peer: PeerId, answer: KadMessage) -> None:
+        for each in answer.closer:
+            self._hint(each.peer, each.addresses)
+        closer = (each.peer for each in answer.closer)
+        self.lookup.answered(peer, closer, trio.current_time())
+        self._ended = self._on_answer(answer)
 
 
 class ProviderSearch:

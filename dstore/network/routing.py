@@ -49,7 +49,7 @@ from dstore.network.kad_requests import RequestStreams
 from dstore.network.kad_search import ProviderSearch, Search
 from dstore.network.kad_server import Answers, ServedStreams
 from dstore.network.streams import Network, PeerAddresses, Stream
-from dstore.runtime import Runtime
+from dstore.runtime import Runtime, open_plain_nursery
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,9 @@ class Routing:
         on_answer: Callable[[KadMessage], bool] = lambda _: False,
     ) -> Search:
         """The search for the peers closest to the request's key, done."""
+        search = Search(self._peers, self._requests, request, count, on_answer)
+        if self._closed:
+            return search
         self._consider_connected()
         if len(self._table) < KAD_BUCKET:
             # Among so few every peer counts, also one whose connection is a moment old.
@@ -146,8 +149,8 @@ class Routing:
             with trio.move_on_after(KAD_REQUEST_SECONDS):
                 while self._considering and not len(self._table):
                     await self._considered.wait()
-        search = Search(self._peers, self._requests, request, count, on_answer)
-        await search.run(deadline)
+        if not self._closed:
+            await search.run(deadline, self._nursery)
         return search
 
     async def closest_peers(self, key: bytes, count: int = KAD_BUCKET) -> list[PeerAddresses]:
@@ -408,7 +411,7 @@ async def open_routing(
 ) -> AsyncIterator[Routing]:
     """A `Routing` that serves (in server mode), searches and keeps its table until the block
     ends.  Start it before the first connections: peers ask once what this node speaks."""
-    async with trio.open_nursery() as nursery:
+    async with open_plain_nursery() as nursery:
         routing = Routing(network, options, runtime, nursery)
         nursery.start_soon(routing.maintain)
         try:

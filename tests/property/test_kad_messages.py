@@ -21,7 +21,6 @@ from dstore.core.peerid import PeerId
 from dstore.core.proto import kad_pb2
 from dstore.errors import ProtocolViolation
 from dstore.limits import (
-    KAD_ADDRESS_BYTES_MAX,
     KAD_ADDRESSES_PER_PEER_MAX,
     KAD_KEY_BYTES_MAX,
     KAD_MESSAGE_BYTES_MAX,
@@ -83,6 +82,7 @@ def test_any_bytes_decode_or_are_refused(data: bytes) -> None:
 
 
 @given(st.lists(st.binary(max_size=60), max_size=30))
+@example([b"\x04", b")\x00", b"\x04\x7f\x00\x00\x01\x06"])  # truncated
 def test_any_addresses_are_taken_or_left_out(addresses: list[bytes]) -> None:
     raw = kad_pb2.Message(
         type=kad_pb2.Message.FIND_NODE,

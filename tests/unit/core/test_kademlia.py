@@ -25,6 +25,7 @@ from dstore.limits import (
     KAD_QUERIES_MAX,
     KAD_SLOW_SECONDS_MAX,
     KAD_SLOW_SECONDS_MIN,
+    KAD_SUSPECT_SLOW_SECONDS_MIN,
 )
 
 ids = st.integers(min_value=0, max_value=2**256 - 1)
@@ -213,7 +214,7 @@ def test_lookup_finds_the_closest(key: bytes) -> None:
     assert lookup.closest() == by_distance(neighbours, target)[:20]
     assert seconds < 0.1
     assert asked < 60
-    assert lookup.late(seconds) == []
+    assert lookup.late() == []
 
 
 @pytest.mark.parametrize("key", [b"a", b"b", b"c", b"d", b"e"])
@@ -226,7 +227,7 @@ def test_lookup_passes_silent_peers_by(key: bytes) -> None:
     alive = by_distance([each for each in neighbours if each not in silent], target)
     assert found == alive[:8]
     assert seconds < 2
-    assert silent.issuperset(lookup.late(seconds))
+    assert silent.issuperset(lookup.late())
 
 
 def test_lookup_asks_no_more_at_once_than_it_may() -> None:
@@ -264,32 +265,34 @@ def test_lookup_of_nobody_is_finished_and_own_id_is_never_asked() -> None:
     assert lookup.closest() == []
 
 
-def test_suspects_are_asked_but_not_waited_for() -> None:
-    suspects = set(by_distance(PEERS[:30], 0)[:5])
+def test_suspects_are_waited_for_less() -> None:
+    suspects = set(by_distance(PEERS[:8], 0)[:3])
     lookup = Lookup(0, OWN, suspect=suspects.__contains__)
-    lookup.learn(PEERS[:30])
-    asked = lookup.ask(0)
-    assert suspects < set(asked)
-    assert len(asked) == 15
-    while not lookup.finished:
-        for each in asked:
-            if each not in suspects:
-                lookup.answered(each, [], 0.01)
-        asked = lookup.ask(0.01)
-    assert lookup.late(0.01) == [], "they did not have the time"
-    assert set(lookup.late(1)) == suspects
+    lookup.learn(PEERS[:8])
+    assert set(lookup.ask(0)) == set(PEERS[:8])
+    for each in set(PEERS[:8]) - suspects:
+        lookup.answered(each, [], 0.01)
+    assert not lookup.finished
+    assert lookup.next_tick == KAD_SUSPECT_SLOW_SECONDS_MIN
+    early = suspects.pop()
+    lookup.answered(early, [], 0.02)
+    assert lookup.next_tick == pytest.approx(0.08), "it follows the answers, of suspects too"
+    lookup.tick(0.081)
+    assert lookup.finished
+    assert set(lookup.late()) == suspects
+    assert len(lookup.closest()) == 6
 
 
 def test_patience_follows_the_answers() -> None:
     lookup = Lookup(0, OWN)
     lookup.learn(PEERS[:3])
-    one, two, _ = lookup.ask(0)
-    assert lookup.patience == KAD_SLOW_SECONDS_MIN
+    one, two, three = lookup.ask(0)
+    assert lookup.patience(three) == KAD_SLOW_SECONDS_MIN
     lookup.answered(one, [], 0.1)
-    assert lookup.patience == pytest.approx(0.4)
+    assert lookup.patience(three) == pytest.approx(0.4)
     assert lookup.next_tick == pytest.approx(0.4)
     lookup.answered(two, [], 0.39)
-    assert lookup.patience == KAD_SLOW_SECONDS_MAX
+    assert lookup.patience(three) == KAD_SLOW_SECONDS_MAX
 
 
 def test_endless_answers_end() -> None:
