@@ -37,28 +37,37 @@ can_build() {
 
 has_venv() { "$python" -c 'import venv, ensurepip' 2>/dev/null; }
 
-if ! can_build || ! has_venv; then
+ready() { can_build && has_venv; }
+
+if ! ready; then
+    needed="A C compiler, the headers of Python and GMP, and Python's venv are needed"
     packages='build-essential python3-dev python3-venv libgmp-dev'
     if command -v apt-get >/dev/null 2>&1; then
         if [ "$(id -u)" = 0 ]; then
             echo "installing $packages (a C compiler and the GMP headers, for fastecdsa)" >&2
-            apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $packages >/dev/null
+            apt-get update -qq
+            DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $packages >/dev/null
+            ready || {
+                echo "$needed; $python still lacks some of them. Try: make PYTHON=/usr/bin/python3" >&2
+                exit 1
+            }
         else
-            echo "A C compiler, Python's and GMP's headers are needed. Run, then try again:" >&2
+            echo "$needed. Run this, then try again:" >&2
             echo "    sudo apt-get install -y $packages" >&2
             exit 1
         fi
     elif command -v dnf >/dev/null 2>&1; then
-        echo "A C compiler, Python's and GMP's headers are needed. Run, then try again:" >&2
+        echo "$needed. Run this, then try again:" >&2
         echo "    sudo dnf install -y gcc python3-devel gmp-devel" >&2
         exit 1
     else
-        echo "A C compiler and the headers of Python and GMP are needed (gmp.h was not found)." >&2
+        echo "$needed." >&2
         exit 1
     fi
 fi
 
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+# An environment that was cut short, or whose interpreter is gone, is made anew.
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
 echo "installing dstore and its locked dependencies into $venv" >&2
 "$venv/bin/python" -m pip install -q --disable-pip-version-check -r requirements.lock
 "$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps -e .
