@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -67,9 +68,12 @@ def library_files() -> Iterator[Path]:
     """Real files that every machine with Python has: the standard library and what is
     installed beside dstore."""
     for name in ("stdlib", "purelib"):
-        for path in sorted(Path(sysconfig.get_path(name)).rglob("*")):
-            if path.is_file() and not path.is_symlink() and "__pycache__" not in path.parts:
-                yield path
+        for folder, below, names in os.walk(sysconfig.get_path(name)):
+            below[:] = sorted(set(below) - {"__pycache__", "site-packages"})
+            for file in sorted(names):
+                path = Path(folder, file)
+                if path.is_file() and not path.is_symlink():
+                    yield path
 
 
 def make_file(path: Path) -> None:
