@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -183,7 +183,9 @@ class Node:
         `async with node.read(root) as chunks: async for chunk in chunks: …`"""
         return self._retriever.read(root, cid or root, offset, length)
 
-    def entries(self, root: CID, directory: CID | None = None) -> AsyncIterator[DirectoryEntry]:
+    def entries(
+        self, root: CID, directory: CID | None = None
+    ) -> AsyncGenerator[DirectoryEntry, None]:
         """The entries of a directory of the root's DAG."""
         return self._retriever.entries(root, directory or root)
 

@@ -7,7 +7,7 @@ file is read with a bounded number of bytes ahead, whatever its size and shape.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -128,7 +128,7 @@ class Retriever:
         """One block of the root's DAG, verified."""
         return await self.session(root).block(cid)
 
-    async def entries(self, root: CID, directory: CID) -> AsyncIterator[DirectoryEntry]:
+    async def entries(self, root: CID, directory: CID) -> AsyncGenerator[DirectoryEntry, None]:
         """The entries of a directory of the root's DAG, in encoded order."""
         session = self.session(root)
         lister = DirectoryLister(directory, Budget())

@@ -5,8 +5,8 @@ It finds out what there is and says how to read it; sending it is `reply`'s.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -155,13 +155,14 @@ async def _directory(
             return _file(node, request, index, request.filename or _INDEX), index
     entries: list[DirectoryEntry] = []
     more = False
-    async for one in node.entries(request.root, entry.cid):
-        if one.name == _INDEX and missing is not None:
-            raise missing  # it exists, and cannot be had now
-        if len(entries) == GATEWAY_LISTING_ENTRIES_MAX:
-            more = True
-            break
-        entries.append(one)
+    async with aclosing(node.entries(request.root, entry.cid)) as listed:
+        async for one in listed:
+            if one.name == _INDEX and missing is not None:
+                raise missing  # it exists, and cannot be had now
+            if len(entries) == GATEWAY_LISTING_ENTRIES_MAX:
+                more = True
+                break
+            entries.append(one)
     page = render_listing(request.root, request.names, entry.cid, entries, more=more)
     listing = _in_memory(
         entry.cid, f'"dir-{__version__}-{entry.cid}"', page, "text/html; charset=utf-8"
@@ -173,10 +174,11 @@ async def _directory(
 def _in_memory(cid: CID, etag: str, data: bytes, media_type: str) -> Representation:
     @asynccontextmanager
     async def read(offset: int, length: int) -> AsyncIterator[AsyncIterator[bytes]]:
-        async def chunks() -> AsyncIterator[bytes]:
+        async def chunks() -> AsyncGenerator[bytes, None]:
             yield data[offset : offset + length]
 
-        yield chunks()
+        async with aclosing(chunks()) as iterator:
+            yield iterator
 
     return Representation(cid, etag, len(data), read, media_type)
 

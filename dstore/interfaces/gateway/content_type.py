@@ -31,11 +31,13 @@ _MORE_TYPES: Final = {
     ".flac": "audio/flac",
     ".geojson": "application/geo+json",
     ".ipynb": "application/x-ipynb+json",
+    ".js": "text/javascript",
     ".jsonl": "application/jsonl",
     ".m4a": "audio/mp4",
     ".m4v": "video/mp4",
     ".markdown": "text/markdown",
     ".md": "text/markdown",
+    ".mjs": "text/javascript",
     ".mkv": "video/matroska",
     ".oga": "audio/ogg",
     ".ogg": "audio/ogg",
@@ -64,7 +66,7 @@ _COMPRESSIONS: Final = {
     "zst": "application/zstd",
 }
 # Types that are text though their name does not begin so.
-_TEXTUAL: Final = frozenset({"application/javascript", "application/json", "image/svg+xml"})
+_TEXTUAL: Final = frozenset({"application/json", "image/svg+xml"})
 
 
 def _known_types() -> mimetypes.MimeTypes:

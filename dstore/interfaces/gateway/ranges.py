@@ -45,11 +45,11 @@ def select_range(header: str | None, size: int) -> ByteRange | Literal["whole", 
         length = min(int(last), size)
         return ByteRange(size - length, length) if length else "unsatisfiable"
     start = int(first)
-    stop = int(last) + 1 if last else size
-    if stop <= start:
+    if last and int(last) < start:
         return "whole"  # "5-3" is no range at all
     if start >= size:
         return "unsatisfiable"
+    stop = int(last) + 1 if last else size
     return ByteRange(start, min(stop, size) - start)
 
 
