@@ -18,7 +18,7 @@ from dstore.limits import CANDIDATES_MAX, HELLO_SECONDS
 from dstore.network.fragments_client import FragmentsClient
 from dstore.network.routing import Routing
 from dstore.network.streams import Network, PeerAddresses
-from dstore.runtime import Runtime
+from dstore.runtime import Runtime, open_plain_nursery
 from dstore.service.stores import Stores
 
 _LABEL = "label:"
@@ -67,7 +67,7 @@ class CandidateFinder:
         targets.pop(self._network.peer_id, None)
         found: dict[PeerId, Candidate] = {}
         with trio.move_on_after(HELLO_SECONDS):
-            async with trio.open_nursery() as nursery:
+            async with open_plain_nursery() as nursery:
                 for target in list(targets.values())[:CANDIDATES_MAX]:
                     nursery.start_soon(self._ask, target, found)
         return sorted(found.values(), key=lambda candidate: candidate.peer)
@@ -76,7 +76,7 @@ class CandidateFinder:
         """Ask peers what they offer, so that the catalog knows their roles and domains.
         Takes HELLO_SECONDS at most; never raises for peers that fail."""
         with trio.move_on_after(HELLO_SECONDS):
-            async with trio.open_nursery() as nursery:
+            async with open_plain_nursery() as nursery:
                 for peer in list(peers)[:CANDIDATES_MAX]:
                     nursery.start_soon(self._ask, PeerAddresses(peer), {})
 

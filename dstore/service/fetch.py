@@ -19,9 +19,7 @@ from dstore.core.peerid import PeerId
 from dstore.errors import (
     DstoreError,
     HashMismatch,
-    NetworkError,
     NotFoundError,
-    PeerError,
     ProtocolViolation,
 )
 from dstore.limits import (
@@ -144,7 +142,11 @@ class BlockFetcher:
         queue = self._peers.get(peer)
         if queue is None:
             if len(self._peers) >= FETCH_PEERS_TRACKED_MAX:
-                idle = next((key for key, kept in self._peers.items() if not kept.streams), None)
+                idle = min(
+                    (key for key, kept in self._peers.items() if not kept.streams),
+                    key=lambda key: self._peers[key].lied,  # what a liar did is worth keeping
+                    default=None,
+                )
                 if idle is not None:
                     del self._peers[idle]
             queue = self._peers[peer] = _PeerQueue()
@@ -181,7 +183,7 @@ class BlockFetcher:
             queue.lied = True
             self._on_fault(peer, type(error).__name__, str(error))
             self._fail(batch[answered:], error)
-        except (PeerError, NetworkError) as error:
+        except DstoreError as error:
             self._failed(queue)
             self._fail(batch[answered:], error)
         finally:

@@ -23,10 +23,15 @@ from dstore.core.unixfs import (
     build_symlink,
     make_leaf,
 )
-from dstore.errors import CallerError, DstoreError, NotFoundError
-from dstore.limits import IMPORT_BATCH_BYTES, IMPORT_BATCH_FILES_MAX, IMPORT_BATCHES_IN_FLIGHT
+from dstore.errors import CallerError, DstoreError, InvalidPath, NotFoundError
+from dstore.limits import (
+    COMMIT_BATCH_BLOCKS_MAX,
+    IMPORT_BATCH_BYTES,
+    IMPORT_BATCH_FILES_MAX,
+    IMPORT_BATCHES_IN_FLIGHT,
+)
 from dstore.runtime import Workers
-from dstore.service.pipeline import from_iterable, in_order
+from dstore.service.pipeline import closing, from_iterable, in_order
 from dstore.service.progress import Progress, Report
 
 Save = Callable[[Sequence[Block]], None]
@@ -49,7 +54,7 @@ class _Source:
 
     path: Path
     size: int
-    directory: _Directory | None
+    directory: _Directory
     name: str
 
 
@@ -85,7 +90,8 @@ class Importer:
         self._total: int | None = None
 
     async def add_path(self, path: Path, *, hidden: bool = False) -> Imported:
-        """The file, directory or symbolic link at `path`.
+        """The file or directory at `path`; a symbolic link there is followed, those inside a
+        directory are kept as links.
 
         As with Kubo, names that begin with a dot inside a directory are left out unless
         `hidden`.  Raises NotFoundError, CallerError, and what `save` raises.
@@ -103,7 +109,8 @@ class Importer:
         return Imported(link.cid, link.file_bytes)
 
     async def add_stream(self, chunks: AsyncIterator[bytes]) -> Imported:
-        """A file whose bytes come from `chunks`, pieces of any length."""
+        """A file whose bytes come from `chunks`, pieces of any length; a generator is closed
+        when it was not read to its end."""
         builder = FileBuilder(self._profile)
         async with in_order(
             _rebatch(
@@ -123,10 +130,7 @@ class Importer:
     async def _add_large(self, path: Path) -> Link:
         builder = FileBuilder(self._profile)
         batch = self._profile.chunk_bytes * max(1, IMPORT_BATCH_BYTES // self._profile.chunk_bytes)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise _unreadable(path, error) from error
+        descriptor = await self._workers.run(_open_regular, path)
 
         async def work(offset: int) -> list[Link]:
             return await self._workers.run(self._read_leaves, path, descriptor, offset, batch)
@@ -194,68 +198,100 @@ class Importer:
     async def _add_directory(self, path: Path, hidden: bool) -> Imported:
         tree = await self._workers.run(_scan, path, hidden)
         self._total = sum(source.size for source in tree.files)
-        small = [source for source in tree.files if source.size <= self._profile.chunk_bytes]
+        chunk_bytes = self._profile.chunk_bytes
+        large = [source for source in tree.files if source.size > chunk_bytes]
         async with in_order(
-            from_iterable(_small_batches(small)),
+            from_iterable(_small_batches(one for one in tree.files if one.size <= chunk_bytes)),
             lambda batch: self._workers.run(self._import_small, batch),
             weigh=lambda batch: sum(source.size for source in batch),
             budget=IMPORT_BATCH_BYTES * IMPORT_BATCHES_IN_FLIGHT,
             tasks=IMPORT_BATCHES_IN_FLIGHT,
         ) as batches:
-            async for links in batches:
+            async for links, grown in batches:
                 for source, link in links:
-                    assert source.directory is not None
                     source.directory.entries[source.name] = link
                     self._done += link.file_bytes
+                large += grown
                 self._report(Progress("import", self._done, self._total))
-        for source in tree.files:
-            if source.size > self._profile.chunk_bytes:
-                assert source.directory is not None
-                source.directory.entries[source.name] = await self._add_large(source.path)
+        for source in large:
+            source.directory.entries[source.name] = await self._add_large(source.path)
         root = await self._workers.run(self._build_directories, tree)
         return Imported(root.cid, self._done, tuple(_warnings(tree)))
 
-    def _import_small(self, batch: list[_Source]) -> list[tuple[_Source, Link]]:
-        """In a worker: many small files, saved together."""
+    def _import_small(
+        self, batch: list[_Source]
+    ) -> tuple[list[tuple[_Source, Link]], list[_Source]]:
+        """In a worker: many small files, saved together; and those that have grown beyond one
+        chunk since they were seen, which need another way."""
         blocks: list[Block] = []
         links: list[tuple[_Source, Link]] = []
+        grown: list[_Source] = []
         for source in batch:
-            builder = FileBuilder(self._profile)
+            chunk_bytes = self._profile.chunk_bytes
+            descriptor = _open_regular(source.path)
             try:
-                with source.path.open("rb", buffering=0) as file:
-                    while chunk := file.read(self._profile.chunk_bytes):
-                        leaf = make_leaf(self._profile, chunk)
-                        blocks.append(leaf)
-                        blocks += builder.add_leaf(leaf[0], len(chunk), len(leaf[1]))
+                chunk = _read_at(descriptor, 0, chunk_bytes + 1)
             except OSError as error:
                 raise _unreadable(source.path, error) from error
+            finally:
+                os.close(descriptor)
+            if len(chunk) > chunk_bytes:
+                grown.append(source)
+                continue
+            builder = FileBuilder(self._profile)
+            if chunk:
+                leaf = make_leaf(self._profile, chunk)
+                blocks.append(leaf)
+                blocks += builder.add_leaf(leaf[0], len(chunk), len(leaf[1]))
             link, finished = builder.finish()
             blocks += finished
             links.append((source, link))
         self._save(blocks)
-        return links
+        return links, grown
 
     def _build_directories(self, tree: _Tree) -> Link:
         """In a worker: symbolic links and directories, the deepest first."""
         blocks: list[Block] = []
+        waiting_bytes = 0
+
+        def keep(new: Sequence[Block]) -> None:
+            nonlocal waiting_bytes
+            blocks.extend(new)
+            waiting_bytes += sum(len(block) for _, block in new)
+            if waiting_bytes > IMPORT_BATCH_BYTES or len(blocks) > COMMIT_BATCH_BLOCKS_MAX:
+                self._save(blocks)
+                blocks.clear()
+                waiting_bytes = 0
+
         for directory, name, target in tree.symlinks:
-            link, new = build_symlink(target, self._profile)
-            directory.entries[name] = link
-            blocks += new
+            directory.entries[name], new = build_symlink(target, self._profile)
+            keep(new)
         root: Link | None = None
         for directory in sorted(tree.directories, key=lambda one: -one.depth):
             entries = ((name, link.cid, link.dag_bytes) for name, link in directory.entries.items())
-            root, new = build_directory(entries, self._profile)
-            blocks += new
+            try:
+                root, new = build_directory(entries, self._profile)
+            except InvalidPath as error:
+                raise InvalidPath(f"{directory.path}: {error}") from error
+            keep(new)
             directory.entries.clear()
             if directory.parent is not None:
                 directory.parent.entries[directory.name] = root
-            if sum(len(block) for _, block in blocks) > IMPORT_BATCH_BYTES:
-                self._save(blocks)
-                blocks = []
         self._save(blocks)
         assert root is not None
         return root
+
+
+def _open_regular(path: Path) -> int:
+    """A descriptor of the regular file.  A pipe that has come in its place is not waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CallerError(f"{path} is no longer a file")
+    return descriptor
 
 
 def _read_at(descriptor: int, offset: int, size: int) -> bytes:
@@ -284,16 +320,17 @@ async def _rebatch(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[byt
     """The same bytes in pieces of `size`, the last one shorter; nothing for no bytes."""
     parts: list[bytes] = []
     have = 0
-    async for chunk in chunks:
-        view = memoryview(chunk)
-        while view:
-            part = view[: size - have]
-            parts.append(bytes(part))
-            have += len(part)
-            view = view[len(part) :]
-            if have == size:
-                yield b"".join(parts)
-                parts, have = [], 0
+    async with closing(chunks):
+        async for chunk in chunks:
+            view = memoryview(chunk)
+            while view:
+                part = view[: size - have]
+                parts.append(bytes(part))
+                have += len(part)
+                view = view[len(part) :]
+                if have == size:
+                    yield b"".join(parts)
+                    parts, have = [], 0
     if parts:
         yield b"".join(parts)
 
@@ -321,23 +358,33 @@ def _scan(path: Path, hidden: bool) -> _Tree:
         directory = pending.pop()
         tree.directories.append(directory)
         try:
-            entries = sorted(os.scandir(directory.path), key=lambda entry: entry.name)
+            with os.scandir(directory.path) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    _sort_in(tree, directory, entry, hidden, pending)
         except OSError as error:
-            raise _unreadable(directory.path, error) from error
-        for entry in entries:
-            if entry.name.startswith(".") and not hidden:
-                tree.hidden += 1
-            elif entry.is_symlink():
-                tree.symlinks.append((directory, entry.name, str(Path(entry.path).readlink())))
-            elif entry.is_dir(follow_symlinks=False):
-                below = _Directory(Path(entry.path), directory.depth + 1, directory, entry.name)
-                pending.append(below)
-            elif entry.is_file(follow_symlinks=False):
-                size = entry.stat(follow_symlinks=False).st_size
-                tree.files.append(_Source(Path(entry.path), size, directory, entry.name))
-            else:
-                tree.special += 1
+            raise _unreadable(Path(error.filename or directory.path), error) from error
     return tree
+
+
+def _sort_in(
+    tree: _Tree,
+    directory: _Directory,
+    entry: os.DirEntry[str],
+    hidden: bool,
+    pending: list[_Directory],
+) -> None:
+    path = Path(entry.path)
+    if entry.name.startswith(".") and not hidden:
+        tree.hidden += 1
+    elif entry.is_symlink():
+        tree.symlinks.append((directory, entry.name, str(path.readlink())))
+    elif entry.is_dir(follow_symlinks=False):
+        pending.append(_Directory(path, directory.depth + 1, directory, entry.name))
+    elif entry.is_file(follow_symlinks=False):
+        size = entry.stat(follow_symlinks=False).st_size
+        tree.files.append(_Source(path, size, directory, entry.name))
+    else:
+        tree.special += 1
 
 
 def _warnings(tree: _Tree) -> Iterator[str]:

@@ -7,6 +7,7 @@ they are named; what a killed process left is released when the stores are opene
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 import trio
 
@@ -45,16 +46,10 @@ def _pin(stores: Stores, runtime: Runtime, root: CID, name: str | None) -> None:
 
     multihashes = (visit.cid.multihash for visit in iter_dag(root, blocks.get, size_of))
     catalog.reference(ReferenceKind.LOCAL_PIN, pin_key(root), multihashes)
-    if known is None or name is not None:
-        catalog.put_pin(
-            PinRow(root, "local", name, known.created if known else runtime.clock.now(), None)
-            if known is None or known.mode == "local"
-            else _renamed(known, name)
-        )
-
-
-def _renamed(pin: PinRow, name: str | None) -> PinRow:
-    return PinRow(pin.root, pin.mode, name, pin.created, pin.expires, pin.k, pin.m, pin.manifest)
+    if known is None:
+        catalog.put_pin(PinRow(root, "local", name, runtime.clock.now(), None))
+    elif name is not None and name != known.name:
+        catalog.put_pin(replace(known, name=name))
 
 
 class Operation:

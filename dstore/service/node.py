@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,13 +27,14 @@ from dstore.core.envelope import SigningKey
 from dstore.core.erasure import engine_name
 from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import open_lease
-from dstore.errors import DstoreError
+from dstore.errors import ProtocolViolation
 from dstore.limits import (
     GIB,
     LEASE_SECONDS,
     MIB,
     PEERS_LISTED_MAX,
     PIN_SECONDS_DEFAULT,
+    SHUTDOWN_SECONDS,
 )
 from dstore.network.fragments_client import FragmentsClient
 from dstore.network.fragments_server import serve_fragments
@@ -42,6 +44,7 @@ from dstore.runtime import Runtime
 from dstore.service.candidates import CandidateFinder, label_domains, peer_domains
 from dstore.service.counters import Counters
 from dstore.service.fetch import open_fetcher
+from dstore.service.gate import Gate
 from dstore.service.holder import HolderOptions, LocalHolder
 from dstore.service.keeper import Keeper
 from dstore.service.peers import PeerList
@@ -119,6 +122,8 @@ class Node:
         runtime: Runtime,
         options: NodeOptions,
         counters: Counters,
+        gate: Gate,
+        join: Callable[[PeerAddresses], None],
     ) -> None:
         self.stores = stores
         self.network = network
@@ -132,6 +137,8 @@ class Node:
         self._pins = pins
         self._runtime = runtime
         self._options = options
+        self._gate = gate
+        self._join = join
         self._started = trio.current_time()
 
     @property
@@ -149,10 +156,11 @@ class Node:
         hidden: bool = False,
     ) -> AddResult:
         """Add a file or directory.  Raises as `Publisher.add_path`."""
-        result = await self._publisher.add_path(
-            path, options or AddOptions(), report, hidden=hidden
-        )
-        self._retriever.forget(result.cid)
+        with self._gate.enter():
+            result = await self._publisher.add_path(
+                path, options or AddOptions(), report, hidden=hidden
+            )
+            self._retriever.forget(result.cid)
         return result
 
     async def add_stream(
@@ -162,43 +170,52 @@ class Node:
         report: Report = _ignore,
     ) -> AddResult:
         """Add a file whose bytes come from `chunks`.  Raises as `Publisher.add_path`."""
-        result = await self._publisher.add_stream(chunks, options or AddOptions(), report)
-        self._retriever.forget(result.cid)
+        with self._gate.enter():
+            result = await self._publisher.add_stream(chunks, options or AddOptions(), report)
+            self._retriever.forget(result.cid)
         return result
 
     # --- Reading -------------------------------------------------------------------------
 
     async def resolve(self, root: CID, names: Sequence[str] = ()) -> Entry:
         """What /ipfs/ROOT/NAME/… is.  Raises as `Retriever.resolve`."""
-        return await self._retriever.resolve(root, names)
+        with self._gate.enter():
+            return await self._retriever.resolve(root, names)
 
     async def entry(self, root: CID, cid: CID) -> Entry:
         """What one node of the root's DAG is, as `entries` names it."""
-        return await self._retriever.entry(root, cid)
+        with self._gate.enter():
+            return await self._retriever.entry(root, cid)
 
-    def read(
+    @asynccontextmanager
+    async def read(
         self, root: CID, cid: CID | None = None, offset: int = 0, length: int | None = None
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The bytes of the file `cid` (the root itself where None) of the root's DAG:
         `async with node.read(root) as chunks: async for chunk in chunks: …`"""
-        return self._retriever.read(root, cid or root, offset, length)
+        with self._gate.enter():
+            async with self._retriever.read(root, cid or root, offset, length) as chunks:
+                yield chunks
 
     def entries(
         self, root: CID, directory: CID | None = None
     ) -> AsyncGenerator[DirectoryEntry, None]:
         """The entries of a directory of the root's DAG."""
+        self._gate.check()
         return self._retriever.entries(root, directory or root)
 
     async def block(self, root: CID, cid: CID | None = None) -> bytes:
         """One block of the root's DAG, verified."""
-        return await self._retriever.block(root, cid or root)
+        with self._gate.enter():
+            return await self._retriever.block(root, cid or root)
 
     # --- Looking -------------------------------------------------------------------------
 
     async def status(self, root: CID) -> RootStatus:
         """The health of a root, as its holders answer now.  Raises NotFoundError."""
         self._retriever.forget(root)
-        return await self._status.status(self._retriever.session(root))
+        with self._gate.enter():
+            return await self._status.status(self._retriever.session(root))
 
     async def pins(self) -> list[Pin]:
         """What this node's owner keeps."""
@@ -206,16 +223,18 @@ class Node:
 
     async def unpin(self, root: CID) -> int:
         """Let go of a root here and at its holders; how many of them confirmed."""
-        return await self._pins.remove(root)
+        with self._gate.enter():
+            return await self._pins.remove(root)
 
     async def peers(self) -> list[PeerStatus]:
         """Peers connected or known, the connected ones first."""
         return await self._peers.all()
 
     async def connect(self, target: PeerAddresses) -> None:
-        """Have a connection to a peer.  Raises NetworkError."""
+        """Have a connection to a peer; the DHT is joined through it in the background.
+        Raises NetworkError."""
         await self.network.connect(target)
-        await self.routing.bootstrap([target])
+        self._join(target)
 
     async def holds(self, cid: CID) -> bool:
         """Whether the block is stored here."""
@@ -328,7 +347,8 @@ async def assemble(
             nursery.start_soon(worker.run)
         for row in await runtime.workers.run(stores.catalog.peers, PEERS_LISTED_MAX):
             routing.add_peer(PeerAddresses(row.peer, row.addresses))
-        yield Node(
+        gate = Gate()
+        node = Node(
             stores,
             network,
             routing,
@@ -336,12 +356,19 @@ async def assemble(
             Retriever(new_session),
             StatusReader(network, client, candidates, stores, runtime, domains),
             PeerList(network, candidates, stores, runtime),
-            Pins(stores, network, client, owner, runtime),
+            Pins(stores, network, client, holder.leases, owner, runtime),
             workers,
             runtime,
             options,
             counters,
+            gate,
+            lambda target: nursery.start_soon(routing.bootstrap, [target]),
         )
+        try:
+            yield node
+            await gate.drain(SHUTDOWN_SECONDS)
+        finally:
+            gate.end()
         nursery.cancel_scope.cancel()
 
 
@@ -359,27 +386,27 @@ async def open_stores(home: Home, options: NodeOptions, runtime: Runtime) -> Asy
     """The stores of a home directory whose lock the caller holds; a lost catalog is rebuilt
     from the record files, and what killed operations kept is let go."""
 
+    opened = ExitStack()
+
     def work() -> Stores:
-        records = RecordFiles(home.records)
-        catalog = open_catalog(home.catalog, records)
-        try:
+        with ExitStack() as failed:
+            records = RecordFiles(home.records)
+            failed.callback(records.close)
+            catalog = open_catalog(home.catalog, records)
+            failed.callback(catalog.close)
             if catalog.created:
-                now = runtime.clock.now()
-                catalog.rebuild(
-                    records, now=now, serial_of=lambda lease: open_lease(lease, now).lease.serial
-                )
+                catalog.rebuild(records, now=runtime.clock.now(), serial_of=_serial)
             catalog.release_stale_operations()
             blocks = open_disk_store(
                 home.blocks,
                 reserve_bytes=options.reserve_bytes,
                 capacity_bytes=options.capacity_bytes,
             )
-        except DstoreError:
-            catalog.close()
-            raise
-        stores = Stores(blocks, catalog)
-        if catalog.references_missing:
-            restore_references(stores)
+            failed.callback(blocks.close)
+            stores = Stores(blocks, catalog)
+            if catalog.references_missing:
+                restore_references(stores)
+            opened.push(failed.pop_all())
         return stores
 
     stores = await runtime.workers.run(work)
@@ -387,8 +414,15 @@ async def open_stores(home: Home, options: NodeOptions, runtime: Runtime) -> Asy
         yield stores
     finally:
         with trio.CancelScope(shield=True):
-            await runtime.workers.run(stores.blocks.close)
-            await runtime.workers.run(stores.catalog.close)
+            await runtime.workers.run(opened.close)
+
+
+def _serial(lease: bytes) -> int:
+    """The serial of a lease that this node signed itself; 0 where it does not open."""
+    try:
+        return open_lease(lease, math.inf).lease.serial
+    except ProtocolViolation:
+        return 0
 
 
 @asynccontextmanager
@@ -432,11 +466,14 @@ async def open_node(
 
 
 def init_home(home: Home, runtime: Runtime) -> bool:
-    """Make the home directory with its keys, in a worker; False where they are there."""
-    if home.exists:
+    """Make the home directory with its keys, in a worker; False where they are there.  One
+    that was cut short is finished; a key that an older home has lost is not made up."""
+    made = not home.exists
+    if not made and home.catalog.exists():
         return False
     home.create()
     for path in (home.identity_key, home.owner_key):
         if not path.exists():
             home.write_private(path, runtime.random.randbytes(32))
-    return True
+            made = True
+    return made

@@ -17,7 +17,8 @@ from dstore.errors import NetworkError, NotFoundError, PeerError
 from dstore.limits import HELLO_SECONDS, SLOT_REFS_MAX
 from dstore.network.fragments_client import FragmentsClient
 from dstore.network.streams import Network
-from dstore.runtime import Runtime
+from dstore.runtime import Runtime, open_plain_nursery
+from dstore.service.leases import Leases
 from dstore.service.progress import Pin
 from dstore.service.stores import Stores
 from dstore.storage.rows import PinRow, ReferenceKind, pin_key
@@ -31,12 +32,14 @@ class Pins:
         stores: Stores,
         network: Network,
         client: FragmentsClient,
+        leases: Leases,
         owner: SigningKey,
         runtime: Runtime,
     ) -> None:
         self._stores = stores
         self._network = network
         self._client = client
+        self._leases = leases
         self._owner = owner
         self._runtime = runtime
 
@@ -51,7 +54,7 @@ class Pins:
         pin = await self._runtime.workers.run(self._stores.catalog.get_pin, root)
         if pin is None:
             raise NotFoundError(f"{root} is not pinned here; `dstore pin ls` lists what is")
-        told = await self._tell_holders(pin) if pin.manifest is not None else 0
+        told = await self._tell_holders(pin)
 
         def work() -> None:
             self._stores.catalog.delete_pin(pin.root)
@@ -62,41 +65,40 @@ class Pins:
 
     async def _tell_holders(self, pin: PinRow) -> int:
         """Sign the end of the pin record and bring it to everybody with a slot."""
-
-        def work() -> tuple[bytes, dict[PeerId, list[wire.SlotRef]]]:
-            catalog = self._stores.catalog
-            now = self._runtime.clock.now()
-            assert pin.manifest is not None
-            known = catalog.pin_record(self._owner.public, pin.root)
-            manifests = (
-                open_pin_record(known.envelope, now).record.manifests if known else (pin.manifest,)
-            )
-            ended = PinRecord(
-                root=pin.root,
-                manifests=manifests,
-                owner=self._owner.public,
-                seq=known.seq + 1 if known else 1,
-                created=int(now),
-                expires=int(now),
-            ).sign(self._owner)
-            catalog.put_pin_record(
-                self._owner.public, pin.root, ended.record.seq, float(now), ended.envelope
-            )
-            slots: dict[PeerId, list[wire.SlotRef]] = {}
-            for row in catalog.manifests_of(pin.root):
-                for segment in row.segments:
-                    for one in catalog.placements(segment):
-                        slots.setdefault(one.peer, []).append(wire.SlotRef(segment, one.slot))
-            return ended.envelope, slots
-
-        envelope, slots = await self._runtime.workers.run(work)
+        envelope, slots = await self._runtime.workers.run(self._end_record, pin.root)
+        for ref in slots.pop(self._network.peer_id, ()):
+            await self._runtime.workers.run(self._leases.release, ref.segment, ref.slot)
         confirmed: list[PeerId] = []
         with trio.move_on_after(HELLO_SECONDS):
-            async with trio.open_nursery() as nursery:
+            async with open_plain_nursery() as nursery:
                 for peer, refs in slots.items():
-                    if peer != self._network.peer_id:
-                        nursery.start_soon(self._tell, peer, refs, envelope, confirmed)
+                    nursery.start_soon(self._tell, peer, refs, envelope, confirmed)
         return len(confirmed)
+
+    def _end_record(self, root: CID) -> tuple[bytes, dict[PeerId, list[wire.SlotRef]]]:
+        """In a worker: the record that ends the wish, and who holds what under it; nobody
+        where no record was ever signed.  An add that was cut short may have one too."""
+        catalog, now = self._stores.catalog, self._runtime.clock.now()
+        known = catalog.pin_record(self._owner.public, root)
+        if known is None:
+            return b"", {}
+        ended = PinRecord(
+            root=root,
+            manifests=open_pin_record(known.envelope, now).record.manifests,
+            owner=self._owner.public,
+            seq=known.seq + 1,
+            created=int(now),
+            expires=int(now),
+        ).sign(self._owner)
+        catalog.put_pin_record(
+            self._owner.public, root, ended.record.seq, float(now), ended.envelope
+        )
+        slots: dict[PeerId, list[wire.SlotRef]] = {}
+        for row in catalog.manifests_of(root):
+            for segment in row.segments:
+                for one in catalog.placements(segment):
+                    slots.setdefault(one.peer, []).append(wire.SlotRef(segment, one.slot))
+        return ended.envelope, slots
 
     async def _tell(
         self,

@@ -7,7 +7,14 @@ the items.  A failure surfaces at its place in that order, after all results bef
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+)
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
@@ -52,6 +59,17 @@ class _Budget:
 
 
 @asynccontextmanager
+async def closing(iterator: AsyncIterator[object]) -> AsyncIterator[None]:
+    """Ends a generator that is left half-way, so that what it holds is let go of now; other
+    iterators are left alone."""
+    try:
+        yield
+    finally:
+        if isinstance(iterator, AsyncGenerator):
+            await iterator.aclose()
+
+
+@asynccontextmanager
 async def in_order(
     items: AsyncIterable[T],
     work: Callable[[T], Awaitable[R]],
@@ -63,7 +81,8 @@ async def in_order(
     """An iterator over `work(item)` for all items, in their order.
 
     At most `tasks` items and `budget` bytes (by `weigh`) are under way or waiting to be
-    taken.  Leaving the context cancels what is still under way.
+    taken.  Leaving the context cancels what is still under way; `items`, where it is a
+    generator, is closed.
     """
     room = _Budget(budget)
     send, receive = trio.open_memory_channel[_Pending[R]](tasks)
@@ -76,8 +95,8 @@ async def in_order(
         pending.done.set()
 
     async def produce(nursery: trio.Nursery) -> None:
-        async with send:
-            iterator = aiter(items)
+        iterator = aiter(items)
+        async with send, closing(iterator):
             while True:
                 try:
                     item = await anext(iterator)

@@ -6,6 +6,7 @@ going on (a hedged request).  This is where a dead, slow or lying peer stops mat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -66,12 +67,14 @@ async def gather_enough(
     needed: int,
     *,
     stagger_seconds: float,
+    within_seconds: float = math.inf,
     on_late: Callable[[int], None] = lambda _: None,
 ) -> list[T]:
     """The results of the first `needed` of `ways` to succeed, in the order they came.
 
     `needed` ways start at once; each failure, and each `stagger_seconds` without news,
-    starts one more.  Returns fewer than `needed` results only when all ways have ended.
+    starts one more.  Returns fewer than `needed` results only when all ways have ended, or
+    `within_seconds` have passed.
     """
     results: list[T] = []
     if needed <= 0:
@@ -94,21 +97,22 @@ async def gather_enough(
     async with open_plain_nursery() as nursery:
         started = 0
         late: set[int] = set()
-        while len(results) < needed:
-            lively = len(running - late)
-            while started < len(ways) and len(results) + lively < needed:
-                running.add(started)
-                nursery.start_soon(run, started)
-                started += 1
-                lively += 1
-            if not running:
-                break
-            with trio.move_on_after(stagger_seconds) as waiting:
-                await news.wait()
-            news = trio.Event()
-            if waiting.cancelled_caught and started < len(ways):
-                for index in running - late:
-                    on_late(index)
-                late |= running
+        with trio.move_on_after(within_seconds):
+            while len(results) < needed:
+                lively = len(running - late)
+                while started < len(ways) and len(results) + lively < needed:
+                    running.add(started)
+                    nursery.start_soon(run, started)
+                    started += 1
+                    lively += 1
+                if not running:
+                    break
+                with trio.move_on_after(stagger_seconds) as waiting:
+                    await news.wait()
+                news = trio.Event()
+                if waiting.cancelled_caught and started < len(ways):
+                    for index in running - late:
+                        on_late(index)
+                    late |= running
         nursery.cancel_scope.cancel()
     return results

@@ -35,6 +35,7 @@ from dstore.errors import BudgetExceeded, InvalidPath, NotFoundError
 from dstore.limits import (
     DAG_BLOCKS_MAX,
     DAG_DEPTH_MAX,
+    DAG_PENDING_LINKS_MAX,
     PREFETCH_NODES,
     READ_AHEAD_BYTES,
     SESSION_SECONDS,
@@ -186,6 +187,8 @@ async def _pieces(
     def enter(node: File, start: int, depth: int) -> _Piece | None:
         """Queue the node's children in the range; its inline bytes come first."""
         children = children_in_range(node, offset - start, stop - offset)
+        if len(pending) + len(children) > DAG_PENDING_LINKS_MAX:
+            raise BudgetExceeded(f"more than {DAG_PENDING_LINKS_MAX} links on one path of a file")
         for child in reversed(children):
             pending.append((Extent(child.cid, start + child.start, child.size), depth + 1))
         low, high = max(offset, start), min(stop, start + len(node.data))

@@ -6,8 +6,8 @@ lying costs one detour; it is remembered by the fetcher, and the next block goes
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from functools import partial
 
 import trio
@@ -32,6 +32,9 @@ from dstore.limits import (
     FETCH_BLOCK_SECONDS,
     HEDGE_SECONDS,
     HOLDER_MAP_PEERS_ASKED,
+    HOLDER_MAP_SECONDS,
+    HOLDERS_ASKED_MAX,
+    HOLDERS_PER_SLOT_MAX,
     MIB,
     SEGMENTS_IN_MEMORY,
     SOURCES_TRIED_MAX,
@@ -123,7 +126,13 @@ class RootSession:
     def prefetch(self, cid: CID, position: float = 0.0) -> None:
         """Begin to fetch a block that will be asked for soon."""
         if not cid.is_identity and self._cache.get(cid) is None:
-            self._blocks.start(("block", cid.multihash), partial(self._get, cid, position))
+            self._blocks.start(("block", cid.multihash), partial(self._get_soon, cid, position))
+
+    async def _get_soon(self, cid: CID, position: float) -> bytes:
+        """As `_get`, in bounded time: perhaps nobody waits who would give up."""
+        with trio.move_on_after(FETCH_BLOCK_SECONDS):
+            return await self._get(cid, position)
+        raise DeadlineExceeded(f"block {cid} did not come within {FETCH_BLOCK_SECONDS} s")
 
     async def _get(self, cid: CID, position: float) -> bytes:
         data = await self._local(cid)
@@ -139,17 +148,17 @@ class RootSession:
 
     async def _remote(self, cid: CID, position: float) -> bytes:
         failure: DstoreError | None = None
-        tried: set[CID] = set()
+        useless: set[CID] = set()  # manifests that do not list the block
         for complete in (False, True):
             # First with the manifests that are known already, then with all there are.
             wait = self._discovery.everything if complete else self._discovery.manifests
             for manifest in await wait(self.sources):
-                if manifest.cid in tried:
+                if manifest.cid in useless:
                     continue
-                tried.add(manifest.cid)
                 try:
                     return await self._by_manifest(manifest, cid, position)
                 except NotFoundError as error:
+                    useless.add(manifest.cid)
                     failure = failure or error
                 except (NetworkError, PeerError, DataError) as error:
                     failure = error
@@ -174,8 +183,13 @@ class RootSession:
 
     async def _by_manifest(self, manifest: Manifest, cid: CID, position: float) -> bytes:
         """Through the segment that lists the block.  NotFoundError where none does."""
-        for ref in _nearest_first(manifest, position):
-            segment, holders = await self.segment(manifest, ref)
+        failure: DstoreError | None = None
+        for ref in self._likely_first(manifest, cid, position):
+            try:
+                segment, holders = await self.segment(manifest, ref)
+            except (NotFoundError, NetworkError, PeerError, DataError) as error:
+                failure = error  # the block may well be in another one
+                continue
             place = segment.locate.get(cid.multihash)
             if place is None:
                 continue
@@ -183,11 +197,30 @@ class RootSession:
             try:
                 return await self._by_stripe(segment, holders, stripe, slot, cid)
             except (NetworkError, PeerError, NotFoundError, DataError):
-                # Holders may have changed since the map was made: once more with a fresh one.
-                self._segments.pop(segment.cid, None)
-                segment, holders = await self.segment(manifest, ref)
+                # Holders may have changed since the map was made, or those asked for it did
+                # not know all: once more with what everybody knows.
+                holders = await self._refresh(segment)
+            try:
                 return await self._by_stripe(segment, holders, stripe, slot, cid)
+            except NotFoundError as error:  # listed, and nobody has it
+                raise Unrecoverable(str(error)) from error
+        if failure is not None and not isinstance(failure, NotFoundError):
+            raise failure
+        if failure is not None:
+            raise Unrecoverable(f"a segment of {manifest.cid} is missing: {failure}") from failure
         raise NotFoundError(f"manifest {manifest.cid} does not list {cid}")
+
+    def _likely_first(self, manifest: Manifest, cid: CID, position: float) -> Iterator[SegmentRef]:
+        """The segments that are here already and list the block, then the others, that around
+        `position` (0 to 1) of the root's bytes first."""
+        passed: set[CID] = set()
+        for ref in manifest.segments:
+            known = self._segments.get(ref.cid)
+            if known is not None:
+                passed.add(ref.cid)
+                if cid.multihash in known[0].locate:
+                    yield ref
+        yield from (ref for ref in _nearest_first(manifest, position) if ref.cid not in passed)
 
     async def _by_stripe(
         self, segment: Segment, holders: Holders, stripe: int, slot: int, cid: CID
@@ -325,28 +358,49 @@ class RootSession:
         manifest.check_segment(ref, segment)
         return segment, await self._holders(ref.cid)
 
-    async def _holders(self, segment: CID) -> Holders:
-        """Who holds what of the segment, by this node's catalog and by what peers say."""
-        holders: Holders = {}
+    async def _refresh(self, segment: Segment) -> Holders:
+        """A new holder map, from everybody who may know of a holder."""
+
+        async def load() -> tuple[Segment, Holders]:
+            known = self._segments.get(segment.cid, (segment, {}))[1]
+            mapped = {peer for peers in known.values() for peer in peers}
+            asked = {*self.sources.peers, *mapped}
+            return segment, await self._holders(segment.cid, asked, HOLDERS_ASKED_MAX)
+
+        loaded = await self._loads.share(("again", segment.cid), load)
+        self._segments[segment.cid] = loaded
+        return loaded[1]
+
+    async def _holders(
+        self, segment: CID, peers: Collection[PeerId] = (), enough: int = HOLDER_MAP_PEERS_ASKED
+    ) -> Holders:
+        """Who holds what of the segment, by this node's catalog and by what `enough` peers
+        say: those given, the known sources, and holders that the catalog knows."""
         placements = await self._runtime.workers.run(self._stores.catalog.placements, segment)
-        for placement in placements:
-            if placement.peer != self._network.peer_id:
-                holders.setdefault(placement.slot, {})[placement.peer] = None
-        peers = self._fetcher.best_first({*self.sources.peers, *(p.peer for p in placements)})
+        own = self._network.peer_id
+        candidates = {*self.sources.peers, *peers, *(row.peer for row in placements)} - {own}
         ways = [
             partial(self._client.have, peer, [segment])
-            for peer in peers
-            if peer != self._network.peer_id
+            for peer in self._fetcher.best_first(candidates)[:HOLDERS_ASKED_MAX]
         ]
-        answers = await gather_enough(ways, HOLDER_MAP_PEERS_ASKED, stagger_seconds=HEDGE_SECONDS)
+        answers = await gather_enough(
+            ways, enough, stagger_seconds=HEDGE_SECONDS, within_seconds=HOLDER_MAP_SECONDS
+        )
+        holders: Holders = {}
+        for placement in placements:
+            holders.setdefault(placement.slot, {})[placement.peer] = None
         for answer in answers:
+            named: Counter[int] = Counter()
             for holding in answer.holdings:
                 for entry in holding.holders:
-                    if entry.peer == self._network.peer_id:
+                    named[entry.slot] += 1
+                    if named[entry.slot] > HOLDERS_PER_SLOT_MAX:
                         continue
                     if entry.addresses:
                         self._network.remember(PeerAddresses(entry.peer, entry.addresses))
                     holders.setdefault(entry.slot, {})[entry.peer] = None
+        for slot_holders in holders.values():
+            slot_holders.pop(own, None)
         return holders
 
     async def _from_sources(self, cid: CID) -> bytes:

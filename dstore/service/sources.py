@@ -6,6 +6,7 @@ of the DHT proves nothing: connected peers and the catalog are asked beside it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,20 +15,31 @@ import trio
 from dstore.core.cid import CID
 from dstore.core.manifest import Manifest
 from dstore.core.peerid import PeerId
-from dstore.errors import CorruptStore, DataError, NetworkError, NotFoundError, PeerError
+from dstore.errors import (
+    CorruptStore,
+    DataError,
+    DstoreError,
+    NetworkError,
+    NotFoundError,
+    PeerError,
+)
 from dstore.limits import (
     ASKED_PEERS_MAX,
     BLOCK_BYTES_MAX,
     DISCOVERY_AGAIN_SECONDS,
+    KAD_KEY_BYTES_MAX,
+    MANIFESTS_PER_PEER_MAX,
     MANIFESTS_TRIED_MAX,
     REQUEST_SECONDS,
 )
 from dstore.network.fragments_client import FragmentsClient
 from dstore.network.routing import Routing
 from dstore.network.streams import Network
-from dstore.runtime import Runtime
+from dstore.runtime import Runtime, open_plain_nursery
 from dstore.service.fetch import BlockFetcher
 from dstore.service.stores import Stores
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -35,16 +47,22 @@ class RootSources:
     """What is known about where a root's blocks are.
 
     `peers` said that they have some of it; `maybe` are connected and were silent about it.
-    `manifests` are decoded and are of this root; `changed` is set whenever anything is added.
+    `manifests` are decoded and are of this root, `named` is who named which (this node by its
+    own id); `changed` is set whenever anything is added.
     """
 
     root: CID
     peers: dict[PeerId, None] = field(default_factory=dict)
     maybe: dict[PeerId, None] = field(default_factory=dict)
     manifests: dict[CID, Manifest] = field(default_factory=dict)
+    named: dict[CID, set[PeerId]] = field(default_factory=dict)
     changed: trio.Event = field(default_factory=trio.Event)
     discovering: bool = False
     discovered_at: float | None = None
+
+    def by_agreement(self) -> list[Manifest]:
+        """The manifests, those that most peers named first: an invented one comes last."""
+        return sorted(self.manifests.values(), key=lambda one: -len(self.named.get(one.cid, ())))
 
     def notify(self) -> None:
         """Wake everybody who waits for news."""
@@ -86,7 +104,7 @@ class Discovery:
         self._begin(sources)
         while not enough() and sources.discovering:
             await sources.changed.wait()
-        return list(sources.manifests.values())
+        return sources.by_agreement()
 
     def _begin(self, sources: RootSources) -> None:
         """Start discovery, unless it runs or ended a moment ago."""
@@ -103,10 +121,12 @@ class Discovery:
         try:
             await self._from_catalog(sources)
             asked: set[PeerId] = {self._network.peer_id}
-            async with trio.open_nursery() as nursery:
+            async with open_plain_nursery() as nursery:
                 for peer in self._fetcher.best_first(self._network.connected())[:ASKED_PEERS_MAX]:
                     asked.add(peer)
                     nursery.start_soon(self._ask, sources, peer, False)
+                if len(sources.root.multihash) > KAD_KEY_BYTES_MAX:  # the DHT knows no such keys
+                    return
                 async for target in self._routing.find_providers(sources.root.multihash):
                     self._network.remember(target)
                     if target.peer != self._network.peer_id:
@@ -115,6 +135,9 @@ class Discovery:
                     if target.peer not in asked and len(asked) < 2 * ASKED_PEERS_MAX:
                         asked.add(target.peer)
                         nursery.start_soon(self._ask, sources, target.peer, True)
+        except DstoreError as error:
+            # Readers go on with what was found; a broken catalog must not end the node.
+            log.warning("the search for %s ended early: %s", sources.root, error)
         finally:
             sources.discovering = False
             sources.discovered_at = trio.current_time()
@@ -125,7 +148,7 @@ class Discovery:
 
         def work() -> list[Manifest]:
             found = []
-            for row in self._stores.catalog.manifests_of(sources.root):
+            for row in self._stores.catalog.manifests_of(sources.root)[-MANIFESTS_TRIED_MAX:]:
                 try:
                     found.append(Manifest.decode(self._stores.blocks.get(row.manifest)))
                 except (NotFoundError, CorruptStore, DataError):
@@ -134,6 +157,7 @@ class Discovery:
 
         for manifest in await self._runtime.workers.run(work):
             sources.manifests[manifest.cid] = manifest
+            sources.named.setdefault(manifest.cid, set()).add(self._network.peer_id)
         sources.notify()
 
     async def _ask(self, sources: RootSources, peer: PeerId, provider: bool) -> None:
@@ -151,15 +175,21 @@ class Discovery:
             await self._take(sources, peer, answer.manifests)
 
     async def _take(self, sources: RootSources, peer: PeerId, cids: Sequence[CID]) -> None:
-        for cid in cids[:MANIFESTS_TRIED_MAX]:
-            if cid in sources.manifests or len(sources.manifests) >= MANIFESTS_TRIED_MAX:
-                continue
-            try:
-                manifest = Manifest.decode(
-                    await self._fetcher.fetch(peer, cid, BLOCK_BYTES_MAX // 8)
-                )
-            except (NetworkError, PeerError, NotFoundError, DataError):
-                continue
-            if manifest.root.multihash == sources.root.multihash:
-                sources.manifests[cid] = manifest
+        """Fetch what the peer named; one peer cannot crowd out what others name."""
+        for cid in cids[-MANIFESTS_PER_PEER_MAX:]:
+            known = cid in sources.manifests
+            if not known and len(sources.manifests) < MANIFESTS_TRIED_MAX:
+                known = await self._take_one(sources, peer, cid)
+            if known:
+                sources.named.setdefault(cid, set()).add(peer)
                 sources.notify()
+
+    async def _take_one(self, sources: RootSources, peer: PeerId, cid: CID) -> bool:
+        try:
+            data = await self._fetcher.fetch(peer, cid, BLOCK_BYTES_MAX // 8)
+            manifest = await self._runtime.workers.run(Manifest.decode, data)
+        except (NetworkError, PeerError, NotFoundError, DataError):
+            return False
+        if manifest.root.multihash == sources.root.multihash:
+            sources.manifests[cid] = manifest
+        return cid in sources.manifests

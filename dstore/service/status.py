@@ -23,11 +23,12 @@ from dstore.core.placement import (
     shapes_of,
     worst,
 )
-from dstore.errors import NetworkError, NotFoundError, PeerError
+from dstore.core.unixfs import File, parse
+from dstore.errors import DataError, NetworkError, NotFoundError, PeerError
 from dstore.limits import HELLO_SECONDS
 from dstore.network.fragments_client import FragmentsClient
 from dstore.network.streams import Network
-from dstore.runtime import Runtime
+from dstore.runtime import Runtime, open_plain_nursery
 from dstore.service.candidates import CandidateFinder, peer_domains
 from dstore.service.progress import GuaranteeStatus, RootStatus, SegmentStatus, SlotStatus
 from dstore.service.session import Holders, RootSession
@@ -62,15 +63,16 @@ class StatusReader:
         manifests = await session.manifests()
         wanted = pin.manifest if pin is not None else None
         manifest = next((one for one in manifests if one.cid == wanted), None)
-        if manifest is None and manifests and wanted is None:
-            manifest = manifests[-1]
+        if manifest is None and manifests:
+            manifest = manifests[0]
         if manifest is None:
             return await self._unprotected(session, pin)
         segments: list[SegmentStatus] = []
         guarantees: list[Guarantee] = []
+        silent: set[PeerId] = set()
         for ref in manifest.segments:
             segment, holders = await session.segment(manifest, ref)
-            status, promise = await self._segment(segment, holders)
+            status, promise = await self._segment(segment, holders, silent)
             segments.append(status)
             guarantees.append(promise)
         reached = worst(guarantees) or Guarantee(0, 0)
@@ -98,7 +100,7 @@ class StatusReader:
             manifest=None,
             code=None,
             state="local",
-            size=len(data),
+            size=_size(root, data),
             guarantee=GuaranteeStatus(0, 0, "one copy, not protected"),
         )
 
@@ -108,17 +110,22 @@ class StatusReader:
         rows = await self._runtime.workers.run(self._stores.catalog.pin_records, manifest.root)
         return max((row.expires for row in rows), default=None)
 
-    async def _segment(self, segment: Segment, holders: Holders) -> tuple[SegmentStatus, Guarantee]:
-        """One segment: its slots as their holders confirm them now."""
+    async def _segment(
+        self, segment: Segment, holders: Holders, silent: set[PeerId]
+    ) -> tuple[SegmentStatus, Guarantee]:
+        """One segment: its slots as their holders confirm them now.  Peers of `silent` are
+        not waited for again; those that do not answer join them."""
         live: dict[int, set[PeerId]] = {}
         now = self._runtime.clock.now()
         for row in await self._runtime.workers.run(self._stores.catalog.held_slots, segment.cid):
             if row.state == "held" and row.expires > now:
                 live.setdefault(row.slot, set()).add(self._network.peer_id)
+        asked = {peer for peers in holders.values() for peer in peers} - silent
+        silent |= asked  # until they answer
         with trio.move_on_after(HELLO_SECONDS):
-            async with trio.open_nursery() as nursery:
-                for peer in {peer for peers in holders.values() for peer in peers}:
-                    nursery.start_soon(self._ask, peer, segment.cid, live)
+            async with open_plain_nursery() as nursery:
+                for peer in sorted(asked):
+                    nursery.start_soon(self._ask, peer, segment.cid, live, silent)
         placements = await self._runtime.workers.run(self._stores.catalog.placements, segment.cid)
         promised = {row.slot for row in placements if row.expires > now}
         shapes = shapes_of(segment)
@@ -141,11 +148,14 @@ class StatusReader:
         domains = components(await self._domains(holding))
         return status, guarantee(shapes, live, domains)
 
-    async def _ask(self, peer: PeerId, segment: CID, live: dict[int, set[PeerId]]) -> None:
+    async def _ask(
+        self, peer: PeerId, segment: CID, live: dict[int, set[PeerId]], silent: set[PeerId]
+    ) -> None:
         try:
             answer = await self._client.have(peer, [segment])
         except (NetworkError, PeerError):
             return
+        silent.discard(peer)
         for holding in answer.holdings:
             for held in holding.slots:
                 if held.whole:
@@ -173,6 +183,15 @@ class StatusReader:
             return found
 
         return await self._runtime.workers.run(work)
+
+
+def _size(root: CID, data: bytes) -> int:
+    """Bytes of the file, or of the block where it is none."""
+    try:
+        node = parse(root, data)
+    except DataError:
+        return len(data)
+    return node.size if isinstance(node, File) else len(data)
 
 
 def _slot_state(
