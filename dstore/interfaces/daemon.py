@@ -7,7 +7,6 @@ SHUTDOWN_SECONDS.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import signal
@@ -22,6 +21,7 @@ from dstore import __version__
 from dstore.config import Config, parse_duration, parse_listen
 from dstore.interfaces.api.app import api_app
 from dstore.interfaces.forms import Form, dump
+from dstore.interfaces.gateway.app import gateway_app
 from dstore.interfaces.http import App, HttpServer, Receive, Scope, Send, serve_http
 from dstore.interfaces.settings import node_options
 from dstore.limits import SHUTDOWN_SECONDS
@@ -94,9 +94,9 @@ async def _serving(
     token = runtime.random.randbytes(_TOKEN_BYTES).hex()
     servers: list[HttpServer] = []
     async with AsyncExitStack() as stack:
-        gateway = _gateway(node, parse_duration(config.gateway.timeout))
         gateway_url: str | None = None
-        if config.gateway.enabled and gateway is not None:
+        if config.gateway.enabled:
+            gateway = gateway_app(node, parse_duration(config.gateway.timeout))
             listen = parse_listen(config.gateway.listen)
             servers.append(await stack.enter_async_context(serve_http(gateway, *listen)))
             gateway_url = servers[-1].url
@@ -138,15 +138,6 @@ class _Late:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.app is not None:
             await self.app(scope, receive, send)
-
-
-def _gateway(node: Node, timeout_seconds: float) -> App | None:
-    """The gateway's application, where this installation has one."""
-    name = "dstore.interfaces.gateway.app"
-    if importlib.util.find_spec(name) is None:
-        return None
-    app: App = importlib.import_module(name).gateway_app(node, timeout_seconds)
-    return app
 
 
 async def _drain(servers: list[HttpServer]) -> None:

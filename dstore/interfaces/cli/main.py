@@ -9,9 +9,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any, Final
 
 import click
+
+from dstore import __version__
 
 # Name → (module in this package, attribute, help).  The order is that of --help.
 _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
@@ -63,11 +66,15 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-def dstore() -> None:
+@click.option("--home", type=click.Path(path_type=Path), help="As the commands' own --home.")
+@click.version_option(__version__, prog_name="dstore", message="%(prog)s %(version)s")
+@click.pass_context
+def dstore(ctx: click.Context, home: Path | None) -> None:
     """Erasure-coded, content-addressed storage on libp2p.
 
     Exit codes: 0 fine, 1 this node's fault, 2 wrong usage, 3 not found, 4 network or peers.
     """
+    ctx.obj = home
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -25,12 +25,18 @@ def default_home() -> Path:
 
 
 def _home(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Path:
+    """The command's own --home, else the one before the command, else the environment's."""
+    source = ctx.get_parameter_source(parameter.name or "")
+    before: Path | None = ctx.find_root().obj
+    if before is not None and source is not click.core.ParameterSource.COMMANDLINE:
+        value = before
     return (value or default_home()).expanduser().absolute()
 
 
+_home_type = click.Path(file_okay=False, path_type=Path)
 home_option = click.option(
     "--home",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_home_type,
     envvar="DSTORE_HOME",
     callback=_home,
     help="The node's directory.  [env: DSTORE_HOME]",

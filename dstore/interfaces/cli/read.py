@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,14 +56,23 @@ def get(path: str, output: Path | None, home: Path, as_json: bool) -> None:
 @click.option("--offset", metavar="N", type=click.IntRange(min=0), default=0, help="First byte.")
 @click.option("--length", metavar="N", type=click.IntRange(min=0), help="How many bytes.")
 @home_option
-def cat(path: str, offset: int, length: int | None, home: Path) -> None:
-    """Write the bytes of a file to standard output."""
+@json_option
+def cat(path: str, offset: int, length: int | None, home: Path, as_json: bool) -> None:
+    """Write the bytes of a file to standard output.
+
+    With --json one object a line for each piece: its `offset`, and its bytes in base64 as
+    `data`.
+    """
     from dstore.interfaces.client import Client
 
     output = sys.stdout.buffer
     with Client.of_home(home).cat(path, offset, length) as pieces:
         for piece in pieces:
-            output.write(piece)
+            if as_json:
+                say_form({"offset": offset, "data": b64encode(piece).decode()})
+                offset += len(piece)
+            else:
+                output.write(piece)
     output.flush()
 
 
