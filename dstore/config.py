@@ -177,9 +177,9 @@ def parse_config(text: str, environ: Mapping[str, str], origin: str = "node.toml
         if not isinstance(given, dict):
             faults.append(f"{origin}: {name} is a section: write [{name}]")
             continue
-        values[name] = _section(
-            name, section, _with_environment(name, section, given, environ), faults
-        )
+        merged, overridden = _with_environment(name, section, given, environ)
+        faults += _unknown_variables(name, section, environ)
+        values[name] = _section(name, section, merged, overridden, faults)
     if not faults:
         faults += _contradictions(values)
     if faults:
@@ -187,8 +187,11 @@ def parse_config(text: str, environ: Mapping[str, str], origin: str = "node.toml
     return Config(**values)
 
 
-def _section(name: str, section: Any, given: Mapping[str, Any], faults: list[str]) -> Any:
-    """The section's struct; its faults are appended, each with the key's full name."""
+def _section(
+    name: str, section: Any, given: Mapping[str, Any], overridden: set[str], faults: list[str]
+) -> Any:
+    """The section's struct; its faults are appended, each with the key's full name, or that
+    of the variable which overrides it."""
     fields = {field.name: field for field in msgspec.structs.fields(section)}
     values: dict[str, Any] = {}
     for key, value in given.items():
@@ -200,18 +203,22 @@ def _section(name: str, section: Any, given: Mapping[str, Any], faults: list[str
             for parse in _parsers(fields[key].type):
                 parse(values[key])
         except (msgspec.ValidationError, ValueError) as error:
-            faults.append(f"{name}.{key}: {error}")
+            where = _variable(name, key) if key in overridden else f"{name}.{key}"
+            faults.append(f"{where}: {error}")
     return None if faults else section(**values)
 
 
 def _with_environment(
     name: str, section: Any, given: Mapping[str, Any], environ: Mapping[str, str]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], set[str]]:
+    """The section's values as the environment overrides them, and which it does."""
     merged = dict(given)
+    overridden: set[str] = set()
     for field in msgspec.structs.fields(section):
-        text = environ.get(f"DSTORE_{name}_{field.name}".upper())
+        text = environ.get(_variable(name, field.name))
         if text is None:
             continue
+        overridden.add(field.name)
         if isinstance(field.default, tuple):
             merged[field.name] = [part for part in re.split(r"[,\s]+", text) if part]
         elif isinstance(field.default, bool):
@@ -222,7 +229,21 @@ def _with_environment(
             merged[field.name] = int(text) if text.isdecimal() else text
         else:
             merged[field.name] = text
-    return merged
+    return merged, overridden
+
+
+def _variable(section: str, key: str) -> str:
+    return f"DSTORE_{section}_{key}".upper()
+
+
+def _unknown_variables(name: str, section: Any, environ: Mapping[str, str]) -> list[str]:
+    """A variable that misspells a key of the section would be passed over in silence."""
+    known = {_variable(name, field.name): field for field in msgspec.structs.fields(section)}
+    return [
+        f"unknown variable {variable}{_nearest(variable, known)}"
+        for variable in environ
+        if variable.startswith(_variable(name, "")) and variable not in known
+    ]
 
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:

@@ -26,4 +26,4 @@ def peer_id_of(directory: Path) -> PeerId:
     """The peer id of a home's node.  Raises NotFoundError, NodeError."""
     home = Home(directory)
     home.check()
-    return SigningKey.from_seed(home.read_private(home.identity_key)).peer_id
+    return SigningKey.from_seed(home.read_key(home.identity_key)).peer_id

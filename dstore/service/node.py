@@ -445,8 +445,8 @@ async def open_node(
     await runtime.workers.run(partial(init_home, home, runtime))
     with home.lock():
         home.check()
-        identity = SigningKey.from_seed(home.read_private(home.identity_key))
-        owner = SigningKey.from_seed(home.read_private(home.owner_key))
+        identity = SigningKey.from_seed(home.read_key(home.identity_key))
+        owner = SigningKey.from_seed(home.read_key(home.owner_key))
         host_options = HostOptions(
             listen=options.listen,
             announce=options.announce,

@@ -23,6 +23,7 @@ from dstore.storage.formatfile import check_format, write_durably, write_format
 _FORMAT_NAME: Final = "dstore home"
 _FORMAT: Final = 1
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_KEY_BYTES: Final = 32
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,22 @@ class Home:
             raise NodeError(f"cannot read {path}: {error.strerror}") from error
         if len(content) > PRIVATE_FILE_BYTES_MAX:
             raise NodeError(f"{path} is larger than any key: is it the right file?")
+        return content
+
+    def read_key(self, path: Path) -> bytes:
+        """The 32 bytes of `identity_key` or `owner_key`.  Raises NodeError where the file is
+        missing or damaged, or as `read_private`."""
+        try:
+            content = self.read_private(path)
+        except NotFoundError as error:
+            raise NodeError(
+                f"{path} is missing: put your copy of it back, or make a new home"
+            ) from error
+        if len(content) != _KEY_BYTES:
+            raise NodeError(
+                f"{path} is damaged ({len(content)} bytes, a key has {_KEY_BYTES}): "
+                f"put your copy of it back, or make a new home"
+            )
         return content
 
 

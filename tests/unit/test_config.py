@@ -49,7 +49,7 @@ def test_all_faults_are_named_at_once_with_the_nearest_key() -> None:
     assert "storage.capcity (did you mean capacity?)" in faults
     assert "storage.reserve: not a size" in faults
     assert "node.role" in faults
-    assert "log.level" in faults
+    assert "DSTORE_LOG_LEVEL" in faults
     assert len(caught.value.faults) == 5
 
 
@@ -79,6 +79,16 @@ def test_the_environment_overrides_every_kind_of_key() -> None:
     assert config.network.listen == ("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.2/tcp/0")
     assert config.network.connections_max == 99
     assert config.gateway.enabled is False
+
+
+def test_a_fault_of_the_environment_names_its_variable() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config("", {"DSTORE_STORAGE_CAPACTY": "1 GiB", "DSTORE_STORAGE_RESERVE": "much"})
+    assert [fault.split(" (")[0] for fault in caught.value.faults] == [
+        "DSTORE_STORAGE_RESERVE: not a size: 'much'",
+        "unknown variable DSTORE_STORAGE_CAPACTY",
+    ]
+    assert "did you mean DSTORE_STORAGE_CAPACITY?" in caught.value.faults[1]
 
 
 def test_broken_toml_and_wrong_shapes_are_config_errors() -> None:

@@ -94,6 +94,16 @@ def test_missing_and_absurd_files(home: Home) -> None:
         home.read_private(home.owner_key)
 
 
+def test_a_lost_or_damaged_key_is_said_with_what_to_do(home: Home) -> None:
+    with pytest.raises(NodeError, match="missing: put your copy"):
+        home.read_key(home.owner_key)
+    home.write_private(home.owner_key, bytes(31))
+    with pytest.raises(NodeError, match=r"damaged \(31 bytes.*put your copy"):
+        home.read_key(home.owner_key)
+    home.write_private(home.owner_key, bytes(range(32)))
+    assert home.read_key(home.owner_key) == bytes(range(32))
+
+
 def test_a_directory_that_is_no_home(tmp_path: Path) -> None:
     home = Home(tmp_path)
     assert not home.exists
