@@ -96,7 +96,8 @@ async def _serving(
     async with AsyncExitStack() as stack:
         gateway_url: str | None = None
         if config.gateway.enabled:
-            gateway = gateway_app(node, parse_duration(config.gateway.timeout))
+            timeout = parse_duration(config.gateway.timeout)
+            gateway = gateway_app(node, timeout, stopping=stop.is_set)
             listen = parse_listen(config.gateway.listen)
             servers.append(await stack.enter_async_context(serve_http(gateway, *listen)))
             gateway_url = servers[-1].url

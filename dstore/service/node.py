@@ -271,14 +271,14 @@ class Node:
 class _Faults:
     """Misdeeds of peers on their way to the catalog; bounded, the excess dropped."""
 
-    def __init__(self, stores: Stores, runtime: Runtime, counters: Counters) -> None:
+    def __init__(self, stores: Stores, runtime: Runtime) -> None:
         self._stores = stores
         self._runtime = runtime
-        self._counters = counters
+        self.counters = Counters()
         self._send, self._receive = trio.open_memory_channel[tuple[PeerId, str, str, float]](256)
 
     def report(self, peer: PeerId, kind: str, detail: str) -> None:
-        self._counters.fault(kind)
+        self.counters.fault(kind)
         try:
             self._send.send_nowait((peer, kind, detail, self._runtime.clock.now()))
         except trio.WouldBlock:
@@ -301,13 +301,12 @@ async def assemble(
     runtime: Runtime,
 ) -> AsyncIterator[Node]:
     """A node over stores and a network that the caller opened and will close."""
-    counters = Counters()
-    faults = _Faults(stores, runtime, counters)
+    faults = _Faults(stores, runtime)
     domains = peer_domains(network.addresses(), label_domains(options.label))
     async with (
         open_routing(network, options.routing, runtime) as routing,
         FragmentsClient(network, runtime) as client,
-        open_fetcher(client, faults.report, counters) as fetcher,
+        open_fetcher(client, faults.report, faults.counters) as fetcher,
         trio.open_nursery() as nursery,
     ):
         candidates = CandidateFinder(network, routing, client, stores, runtime)
@@ -316,17 +315,14 @@ async def assemble(
             stores, network, identity, runtime, _holder_options(options), reprovider.provide_soon
         )
         serve_fragments(network, holder, runtime, faults.report)
-        new_session = partial(
-            RootSession,
-            discovery=Discovery(network, routing, client, fetcher, stores, runtime, nursery),
-            fetcher=fetcher,
-            client=client,
-            network=network,
-            stores=stores,
-            cache=BlockCache(options.memory_cache_bytes),
-            runtime=runtime,
-            nursery=nursery,
-        )
+        discovery = Discovery(network, routing, client, fetcher, stores, runtime, nursery)
+        cache = BlockCache(options.memory_cache_bytes)
+
+        def new_session(root: CID) -> RootSession:
+            return RootSession(
+                root, discovery, fetcher, client, network, stores, cache, runtime, nursery
+            )
+
         publisher = Publisher(
             stores,
             network,
@@ -338,15 +334,9 @@ async def assemble(
             runtime,
             PublishOptions(options.pin_seconds, domains, options.stores_slots),
         )
-        workers = [
-            reprovider.worker,
-            Keeper(stores, holder.leases, runtime).worker,
-            Worker("faults", faults.step),
-        ]
-        for worker in workers:
-            nursery.start_soon(worker.run)
-        for row in await runtime.workers.run(stores.catalog.peers, PEERS_LISTED_MAX):
-            routing.add_peer(PeerAddresses(row.peer, row.addresses))
+        keeper = Keeper(stores, holder.leases, runtime)
+        workers = [reprovider.worker, keeper.worker, Worker("faults", faults.step)]
+        await _begin(workers, nursery, routing, stores, runtime)
         gate = Gate()
         node = Node(
             stores,
@@ -360,7 +350,7 @@ async def assemble(
             workers,
             runtime,
             options,
-            counters,
+            faults.counters,
             gate,
             lambda target: nursery.start_soon(routing.bootstrap, [target]),
         )
@@ -370,6 +360,20 @@ async def assemble(
         finally:
             gate.end()
         nursery.cancel_scope.cancel()
+
+
+async def _begin(
+    workers: Sequence[Worker],
+    nursery: trio.Nursery,
+    routing: Routing,
+    stores: Stores,
+    runtime: Runtime,
+) -> None:
+    """Start the background work, with the peers that are known from before."""
+    for worker in workers:
+        nursery.start_soon(worker.run)
+    for row in await runtime.workers.run(stores.catalog.peers, PEERS_LISTED_MAX):
+        routing.add_peer(PeerAddresses(row.peer, row.addresses))
 
 
 def _holder_options(options: NodeOptions) -> HolderOptions:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -50,16 +51,18 @@ _PREFLIGHT: Final = {
 class GatewayApp:
     """The application of one node; made by `gateway_app`."""
 
-    def __init__(self, node: Node, timeout_seconds: float, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        node: Node,
+        timeout_seconds: float,
+        metrics: Metrics,
+        stopping: Callable[[], bool],
+    ) -> None:
         self._node = node
         self._timeout_seconds = timeout_seconds
         self._metrics = metrics
         self._types = KnownTypes()
-        self._stopping = False
-
-    def stop(self) -> None:
-        """From now on /healthz says that the node is going; all else is served on."""
-        self._stopping = True
+        self._stopping = stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method: str = scope["method"]
@@ -137,7 +140,7 @@ class GatewayApp:
 
     async def _health(self, exchange: Exchange) -> None:
         problems = await self._problems()
-        state = "stopping" if self._stopping else "broken" if problems else "ok"
+        state = "stopping" if self._stopping() else "broken" if problems else "ok"
         answer = {
             "status": state,
             "version": __version__,
@@ -166,13 +169,20 @@ class GatewayApp:
         return problems
 
 
-def gateway_app(node: Node, timeout_seconds: float, metrics: Metrics | None = None) -> GatewayApp:
+def gateway_app(
+    node: Node,
+    timeout_seconds: float,
+    metrics: Metrics | None = None,
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+) -> GatewayApp:
     """The ASGI application of the gateway, with /healthz and /metrics.
 
-    A request that has no first byte after `timeout_seconds` is answered with 504.  Serve it
-    with `serve_http`, which cancels the handlers of clients that go away.
+    A request that has no first byte after `timeout_seconds` is answered with 504; once
+    `stopping` is true, /healthz says so and all else is served on.  Serve it with
+    `serve_http`, which cancels the handlers of clients that go away.
     """
-    return GatewayApp(node, timeout_seconds, metrics or Metrics(node))
+    return GatewayApp(node, timeout_seconds, metrics or Metrics(node), stopping)
 
 
 async def _refuse(exchange: Exchange, status: int, message: str, **headers: str) -> None:

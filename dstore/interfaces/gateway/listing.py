@@ -82,12 +82,12 @@ def _breadcrumbs(root: CID, names: tuple[str, ...]) -> str:
 
 def _row(entry: DirectoryEntry) -> str:
     # An absolute path would need the directory's own; "./" keeps a colon from being a scheme.
-    link, cid = f"./{quote_name(entry.name)}", str(entry.cid)
-    size = in_bytes(entry.tsize)
+    name, cid = quote_name(entry.name), str(entry.cid)
+    by_cid = f"/ipfs/{cid}?filename={name}"
     return (
-        f'<tr><td><a href="{link}">{escape(_shown(entry.name))}</a></td>'
-        f'<td class=block><a href="/ipfs/{cid}" title="{cid}">{cid[:6]}…{cid[-6:]}</a></td>'
-        f'<td class=size title="{entry.tsize:,} bytes">{size}</td></tr>\n'
+        f'<tr><td><a href="./{name}">{escape(_shown(entry.name))}</a></td>'
+        f'<td class=block><a href="{by_cid}" title="{cid}">{cid[:6]}…{cid[-6:]}</a></td>'
+        f'<td class=size title="{entry.tsize:,} bytes">{in_bytes(entry.tsize)}</td></tr>\n'
     )
 
 

@@ -114,8 +114,8 @@ def test_a_healthy_node_says_so() -> None:
         assert told["status"] == "ok"
         assert told["peer_id"] == str(site.node.peer_id)
         assert told["problems"] == []
-        site.app.stop()
-        answer = await site.get("/healthz")
+        app = gateway_app(site.node, timeout_seconds=30, stopping=lambda: True)
+        answer = await request(app, "/healthz")
         assert (answer.status, json.loads(answer.body)["status"]) == (503, "stopping")
 
     on_site(test)
