@@ -1,7 +1,8 @@
-"""From a root in the block store to its manifest: stripes planned, parity made and stored.
+"""From a root in the block store to its manifest: stripes planned, parity named.
 
 All work happens in worker threads, some megabytes of whole stripes a call.  The result is
-the same for the same DAG and code, so that a repeated add finds its blocks already there.
+the same for the same DAG and code.  Parity itself is not kept: `slotreader` makes it again
+where it is sent.
 """
 
 from __future__ import annotations
@@ -30,13 +31,6 @@ class Encoded:
     manifest: Manifest
     segments: tuple[Segment, ...]
 
-    @property
-    def parity(self) -> Iterator[CID]:
-        """Every parity block."""
-        for segment in self.segments:
-            for stripe in segment.stripes:
-                yield from stripe.parity
-
 
 async def encode_root(
     root: CID,
@@ -46,9 +40,10 @@ async def encode_root(
     workers: Workers,
     report: Report,
 ) -> Encoded:
-    """Plan the stripes of the DAG under `root`, all of it in `blocks`, and make the parity.
+    """Plan the stripes of the DAG under `root`, all of it in `blocks`, and find the
+    CIDs of the parity.
 
-    `save` is called in workers, with parity, segment and manifest blocks.  Raises
+    `save` is called in a worker, with the segment and manifest blocks.  Raises
     NotFoundError where a block of the DAG is missing, MalformedBlock, BudgetExceeded, and
     what `save` raises.
     """
@@ -65,14 +60,10 @@ async def encode_root(
     def encode(stripes: Stripes) -> list[list[CID]]:
         """In a worker: the parity CIDs of each stripe."""
         rows: list[list[CID]] = []
-        parity: list[Block] = []
         for stripe in stripes:
             length = max(size for _, size in stripe)
             made = erasure.encode(code.k, code.m, [blocks.get(cid) for cid, _ in stripe], length)
-            named = [(CID.of(RAW, block), block) for block in made]
-            rows.append([cid for cid, _ in named])
-            parity += named
-        save(parity)
+            rows.append([CID.of(RAW, block) for block in made])
         return rows
 
     plans = await workers.run(plan)

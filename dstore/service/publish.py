@@ -8,7 +8,6 @@ thing again finds what is stored and what holders acknowledged, and does the res
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +135,10 @@ class Publisher:
                 guarantee=GuaranteeStatus(0, 0, "one copy, on this node"),
                 warnings=(*imported.warnings, "no other storage node answered: stored here only"),
             )
-        async with self._encoded(root, code, report) as encoded:
+        async with Operation("protect", self._stores, self._runtime) as save:
+            encoded = await encode_root(
+                root, code, self._stores.blocks, save, self._runtime.workers, report
+            )
             await self._check_plan(encoded, candidates, options)
             await self._note_manifest(encoded)
             record, new = await self._pin_record(encoded, options)
@@ -161,22 +163,6 @@ class Publisher:
             ),
             warnings=(*imported.warnings, *_warnings(placed, reached, protected)),
         )
-
-    @asynccontextmanager
-    async def _encoded(self, root: CID, code: Code, report: Report) -> AsyncIterator[Encoded]:
-        """The root with its parity in the store; parity that no slot of this node keeps is
-        deleted afterwards, however it ends: it was only here to be uploaded."""
-        encoded: Encoded | None = None
-        try:
-            async with Operation("protect", self._stores, self._runtime) as save:
-                encoded = await encode_root(
-                    root, code, self._stores.blocks, save, self._runtime.workers, report
-                )
-                yield encoded
-        finally:
-            if encoded is not None:
-                with trio.CancelScope(shield=True):
-                    await self._runtime.workers.run(self._drop_parity, encoded)
 
     async def _check_plan(
         self, encoded: Encoded, candidates: Sequence[Candidate], options: AddOptions
@@ -341,10 +327,6 @@ class Publisher:
             for segment, one in zip(encoded.segments, holders, strict=True)
         )
         return found or Guarantee(0, 0)
-
-    def _drop_parity(self, encoded: Encoded) -> None:
-        """In a worker: parity that no slot of this node keeps was only here to be uploaded."""
-        self._stores.catalog.sweep(self._stores.blocks, [cid.multihash for cid in encoded.parity])
 
     async def _finish_pin(
         self, encoded: Encoded, record: bytes, protected: bool, options: AddOptions

@@ -16,15 +16,16 @@ from dstore.core.pinrecord import Lease, open_lease
 from dstore.core.placement import Assignment, Candidate, assign, enough, needs_of
 from dstore.errors import NetworkError, PeerError, ProtocolViolation
 from dstore.limits import (
-    SERVE_BATCH_BLOCKS_MAX,
     SERVE_BATCH_BYTES,
     UPLOAD_ATTEMPTS_MAX,
     UPLOADS_MAX,
 )
 from dstore.network.fragments_client import FragmentsClient, PutProgress, SlotBlock
+from dstore.network.slot_upload import ReadFragment
 from dstore.network.streams import Network
 from dstore.runtime import Runtime, open_plain_nursery
-from dstore.service.holder import LocalHolder
+from dstore.service.holder import LocalHolder, LocalReception
+from dstore.service.slotreader import DataReader, ParityReader
 from dstore.service.stores import Stores
 from dstore.storage.rows import Placement
 
@@ -78,6 +79,7 @@ class _Bringing:
 
     offer: Offer
     stored: Stored
+    parity: ParityReader
     holders: dict[int, set[PeerId]] = field(default_factory=dict)
     planned: dict[int, set[PeerId]] = field(default_factory=dict)
     failures: dict[PeerId, str] = field(default_factory=dict)
@@ -124,7 +126,8 @@ class Uploader:
         Peers that fail are replaced while there are others, those of `avoid` being the last
         resort; never raises for them.
         """
-        bringing = _Bringing(offer, stored)
+        parity = ParityReader(self._stores.blocks, self._runtime.workers, offer.segment)
+        bringing = _Bringing(offer, stored, parity)
         if confirm:
             await self._bring_all(bringing, {slot: tuple(peers) for slot, peers in held.items()})
         else:
@@ -179,12 +182,19 @@ class Uploader:
         put = wire.PutSlot(
             offer.pin_record, offer.manifest, segment.cid, slot, self._holder_map(bringing)
         )
+        if slot < segment.k:
+            read = DataReader(self._stores.blocks, self._runtime.workers, fragments).read
+        else:
+
+            async def read(fragment: SlotBlock) -> bytes:
+                return await bringing.parity.read(fragment.stripe, slot)
+
         if peer == self._network.peer_id:
             reception = await self._holder.offer_slot(peer, put, self._load)
+            await self._keep(reception, fragments, read)
             envelope = await reception.finish()
             bringing.stored(segment.slot_bytes(slot))
             return envelope
-        reader = _SlotReader(self._stores, self._runtime, fragments)
         last = 0
 
         def progress(news: PutProgress) -> None:
@@ -192,7 +202,20 @@ class Uploader:
             bringing.stored(news.stored - last)
             last = news.stored
 
-        return await self._client.put_slot(peer, put, self._load, fragments, reader.read, progress)
+        return await self._client.put_slot(peer, put, self._load, fragments, read, progress)
+
+    async def _keep(
+        self, reception: LocalReception, fragments: Sequence[SlotBlock], read: ReadFragment
+    ) -> None:
+        """Store what a slot of this node lacks: parity, for the data is here."""
+        missing = set(reception.wanted)
+        batch: list[tuple[int, bytes]] = []
+        for fragment in (one for one in fragments if one.stripe in missing):
+            batch.append((fragment.stripe, await read(fragment)))
+            if sum(len(data) for _, data in batch) >= SERVE_BATCH_BYTES:
+                await reception.store(batch)
+                batch = []
+        await reception.store(batch)
 
     def _holder_map(self, bringing: _Bringing) -> tuple[wire.HolderEntry, ...]:
         """Who holds, or is about to hold, the slots: holders keep it for when the DHT is
@@ -224,36 +247,3 @@ class Uploader:
 
     async def _load(self, cid: CID) -> bytes:
         return await self._runtime.workers.run(self._stores.blocks.get, cid)
-
-
-class _SlotReader:
-    """Reads the fragments of one slot in order, some megabytes a hand-over to a worker."""
-
-    def __init__(self, stores: Stores, runtime: Runtime, fragments: Sequence[SlotBlock]) -> None:
-        self._stores = stores
-        self._runtime = runtime
-        self._fragments = fragments
-        self._place = {fragment.stripe: at for at, fragment in enumerate(fragments)}
-        self._ahead: dict[int, bytes] = {}
-        self._lock = trio.Lock()
-
-    async def read(self, fragment: SlotBlock) -> bytes:
-        """The bytes of the fragment; each is asked for once."""
-        async with self._lock:
-            if fragment.stripe not in self._ahead:
-                # What a resumed upload skipped is read for nothing once, and dropped here.
-                self._ahead = await self._runtime.workers.run(
-                    self._read_from, self._place[fragment.stripe]
-                )
-            return self._ahead.pop(fragment.stripe)
-
-    def _read_from(self, start: int) -> dict[int, bytes]:
-        batch: dict[int, bytes] = {}
-        size = 0
-        for fragment in self._fragments[start : start + SERVE_BATCH_BLOCKS_MAX]:
-            data = self._stores.blocks.get(fragment.cid)
-            batch[fragment.stripe] = data
-            size += len(data)
-            if size >= SERVE_BATCH_BYTES:
-                break
-        return batch
