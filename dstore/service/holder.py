@@ -346,10 +346,11 @@ class LocalHolder:
         decoded: dict[CID, Segment] = {}  # at most one: items come segment by segment
 
         def work(item: wire.Challenged) -> tuple[CID, bytes | None]:
+            if self._stores.catalog.held_slot(item.segment, item.slot) is None:
+                return item.segment, None
             segment = decoded.get(item.segment)
             if segment is None:
-                row = self._stores.catalog.held_slot(item.segment, item.slot)
-                encoded = self._read(item.segment) if row is not None else None
+                encoded = self._read(item.segment)
                 if encoded is None:
                     return item.segment, None
                 decoded.clear()
