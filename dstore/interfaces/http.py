@@ -173,6 +173,7 @@ class _Exchange:
         self._send = send
         self._to_app, self._from_client = trio.open_memory_channel[Message](1)
         self._complete = False  # the request's body has been read to its end
+        self._answered = False  # the last of the answer is on its way
         self._gone = trio.Event()
 
     async def run(self, app: App, scope: Scope) -> None:
@@ -193,7 +194,9 @@ class _Exchange:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self._gone.set()
-                handler.cancel()
+                # hypercorn says the same when an answer is complete, while it still sends it.
+                if not self._answered:
+                    handler.cancel()
                 return
             self._complete = not message.get("more_body", False)
             try:
@@ -203,6 +206,7 @@ class _Exchange:
 
     async def _pass_on(self, message: Message) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._answered = True
             # Nobody wants the rest of the request.
             self._from_client.close()
         await self._send(message)
