@@ -68,13 +68,15 @@ class Reprovider:
         due = sorted((time, key) for key, time in self._due.items() if time <= now)
         keys = iter([key for _, key in due])
         self._failures = 0
+        failed: list[bytes] = []
         async with open_plain_nursery() as nursery:
             for _ in range(min(PROVIDE_CONCURRENCY, len(due))):
-                nursery.start_soon(self._provide_all, keys)
+                nursery.start_soon(self._provide_all, keys, failed)
+        self._due |= dict.fromkeys(failed, trio.current_time() + PROVIDE_RETRY_SECONDS)
         times = [*self._due.values(), self._all_due]
         return max(0.0, min(times) - trio.current_time())
 
-    async def _provide_all(self, keys: Iterator[bytes]) -> None:
+    async def _provide_all(self, keys: Iterator[bytes], failed: list[bytes]) -> None:
         for key in keys:
             if self._failures < PROVIDE_FAILURES_MAX:
                 confirmed = await self._routing.provide(key)
@@ -87,7 +89,7 @@ class Reprovider:
                 self._confirmed = trio.Event()
             else:
                 self._failures += 1
-                self._due[key] = trio.current_time() + PROVIDE_RETRY_SECONDS
+                failed.append(key)
 
     def _keys(self) -> list[bytes]:
         """In a worker: everything that this node provides."""
