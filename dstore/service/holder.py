@@ -101,8 +101,11 @@ class LocalHolder:
         )
 
     def _free_bytes(self) -> int:
-        used = self._stores.blocks.usage().bytes + self._stores.catalog.reserved_bytes()
-        return self._options.capacity_bytes - used
+        """What may still be promised: within the capacity, and within what the disk has."""
+        blocks = self._stores.blocks
+        left, room = self._options.capacity_bytes - blocks.usage().bytes, blocks.room()
+        promised = self._stores.catalog.reserved_bytes()
+        return (left if room is None else min(left, room)) - promised
 
     async def find_manifests(self, peer: PeerId, root: CID) -> wire.Manifests:
         """The manifests that this node knows for the root, and the pin records behind them."""

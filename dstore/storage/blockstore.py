@@ -65,6 +65,11 @@ class BlockStore(Protocol):
         """Count and bytes of the blocks held, kept up to date: cheap to ask."""
         ...
 
+    def room(self) -> int | None:
+        """About how many bytes fit before `put_many` raises StorageFull, whatever it is that
+        ends them: the quota or the disk.  None where nothing does."""
+        ...
+
     def close(self) -> None:
         """Finish what is under way and release files and threads."""
         ...

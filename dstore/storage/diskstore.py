@@ -105,7 +105,7 @@ class DiskStore:
             if len(content) < SMALL_BLOCK_BYTES and name in missing
         ]
         files_wanted = sum(1 for name, _ in large if name in missing)
-        with self._room(sum(len(wanted[name]) for name in missing), files_wanted):
+        with self._claimed(sum(len(wanted[name]) for name in missing), files_wanted):
             if large:
                 self._files.put(large)
             if small:
@@ -199,8 +199,16 @@ class DiskStore:
                 sizes[index] = size
         return sizes
 
+    def room(self) -> int:
+        """See `BlockStore.room`."""
+        disk = os.statvfs(self._directory)
+        left = disk.f_bavail * disk.f_frsize - self._reserve_bytes
+        if self._capacity_bytes is not None:
+            left = min(left, self._capacity_bytes - self.usage().bytes)
+        return max(0, left)
+
     @contextmanager
-    def _room(self, size: int, files: int) -> Iterator[None]:
+    def _claimed(self, size: int, files: int) -> Iterator[None]:
         """Claim room for a write while it runs.  Raises StorageFull where there is none."""
         if not size and not files:
             yield

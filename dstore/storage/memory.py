@@ -90,6 +90,13 @@ class MemoryStore:
         with self._lock:
             return Usage(len(self._blocks), self._bytes)
 
+    def room(self) -> int | None:
+        """See `BlockStore.room`."""
+        if self._capacity_bytes is None:
+            return None
+        with self._lock:
+            return max(0, self._capacity_bytes - self._bytes)
+
     def close(self) -> None:
         """See `BlockStore.close`; a second call does nothing."""
         self._closed = True

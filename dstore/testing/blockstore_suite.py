@@ -65,6 +65,15 @@ class BlockStoreSuite(ABC):
         assert store.has_many([cid]) == [True]
         assert store.usage() == Usage(blocks=1, bytes=size)
 
+    def test_room_shrinks_by_what_is_put(self, tmp_path: Path) -> None:
+        store = self.make(tmp_path, capacity_bytes=1000)
+        try:
+            assert store.room() == 1000
+            store.put_many([block(1, 300)])
+            assert store.room() == 700
+        finally:
+            store.close()
+
     def test_an_absent_block_is_not_found(self, store: BlockStore) -> None:
         cid, _ = block(1)
         with pytest.raises(NotFoundError):

@@ -129,6 +129,10 @@ class FaultyStore:
         """See `BlockStore.usage`."""
         return self.inner.usage()
 
+    def room(self) -> int | None:
+        """See `BlockStore.room`."""
+        return self.inner.room()
+
     def close(self) -> None:
         """See `BlockStore.close`."""
         self.inner.close()

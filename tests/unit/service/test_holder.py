@@ -145,6 +145,17 @@ async def test_blocks_that_nothing_kept_are_asked_for_again_if_collected_meanwhi
 # --- What is refused ---------------------------------------------------------------------
 
 
+async def test_no_more_is_promised_than_the_disk_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_single_holder(tmp_path, capacity_bytes=1 << 40) as here:
+        monkeypatch.setattr(here.blocks, "room", lambda: 2000)
+        assert (await here.holder.hello(ASKER)).free_bytes == 2000
+        with pytest.raises(Refused) as error:
+            await here.accept(protect(), 0)
+        assert refused(error) == Refusal.FULL
+
+
 async def test_room_is_reserved_before_bytes_move(tmp_path: Path) -> None:
     first, second = protect(1), protect(2)
     async with open_single_holder(tmp_path, capacity_bytes=6500) as here:

@@ -190,6 +190,17 @@ def test_the_reserve_is_refused_up_front(tmp_path: Path) -> None:
     store.close()
 
 
+def test_room_is_what_the_disk_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class SmallDisk:
+        f_bavail, f_frsize = 10, 4096
+
+    monkeypatch.setattr(os, "statvfs", lambda _path: SmallDisk)
+    for reserve, capacity, room in ((960, None, 40_000), (960, 500, 500), (1 << 30, 500, 0)):
+        store = DiskStore(tmp_path, reserve_bytes=reserve, capacity_bytes=capacity)
+        assert store.room() == room
+        store.close()
+
+
 def test_inodes_are_kept_in_reserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = DiskStore(tmp_path)
     real = os.statvfs(tmp_path)
