@@ -10,7 +10,7 @@ import http.client
 import json
 import os
 import select
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -69,14 +69,17 @@ class Client:
         with self._request("POST", "/v1/add", None, body) as response:
             yield from _lines(response)
 
-    def add_stream(self, source: BinaryIO, options: Form) -> Iterator[Form]:
-        """As `add_path`, of what `source` has until its end."""
+    def add_stream(
+        self, source: BinaryIO, options: Form, sent: Callable[[int], None] = lambda _: None
+    ) -> Iterator[Form]:
+        """As `add_path`, of what `source` has until its end; `sent` is told how many bytes
+        have gone out."""
         query = {
             name: (str(value).lower() if isinstance(value, bool) else str(value))
             for name, value in options.items()
             if value is not None
         }
-        with self._request("POST", "/v1/add", query, source) as response:
+        with self._request("POST", "/v1/add", query, _chunks(source, sent)) as response:
             yield from _lines(response)
 
     def ls(self, path: str) -> Iterator[Form]:
@@ -120,7 +123,7 @@ class Client:
         method: str,
         path: str,
         query: Mapping[str, str] | None = None,
-        body: bytes | BinaryIO | None = None,
+        body: bytes | Iterator[bytes] | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
         """The answer to a request, its status a good one."""
         target = path + ("?" + urlencode(query, errors="surrogateescape") if query else "")
@@ -152,7 +155,7 @@ class Client:
         connection: http.client.HTTPConnection,
         method: str,
         target: str,
-        body: bytes | BinaryIO | None,
+        body: bytes | Iterator[bytes] | None,
     ) -> None:
         connection.putrequest(method, target)
         connection.putheader("Authorization", f"Bearer {self._token}")
@@ -186,17 +189,25 @@ def daemon_form(directory: Path) -> Form:
     return form
 
 
-def _send_chunks(connection: http.client.HTTPConnection, source: BinaryIO) -> None:
-    """The body in HTTP chunks.  Stops where the daemon answers before the end: it refuses."""
+def _chunks(source: BinaryIO, sent: Callable[[int], None]) -> Iterator[bytes]:
+    done = 0
+    # What is there, as it comes: a pipe may be slow.
     while piece := os.read(source.fileno(), _PIECE_BYTES):
-        readable, _, _ = select.select([connection.sock], [], [], 0)
-        if readable:
-            return
-        try:
+        yield piece
+        done += len(piece)
+        sent(done)
+
+
+def _send_chunks(connection: http.client.HTTPConnection, body: Iterator[bytes]) -> None:
+    """The body in HTTP chunks.  Stops where the daemon answers before the end: it refuses."""
+    try:
+        for piece in body:
+            if select.select([connection.sock], [], [], 0)[0]:
+                return
             connection.send(b"%x\r\n%b\r\n" % (len(piece), piece))
-        except (BrokenPipeError, ConnectionResetError):
-            return
-    connection.send(b"0\r\n\r\n")
+        connection.send(b"0\r\n\r\n")
+    except (BrokenPipeError, ConnectionResetError):
+        return
 
 
 def _object(response: http.client.HTTPResponse) -> Form:

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from dstore.core.cid import CID
 from dstore.errors import CallerError, ConfigError, DstoreError, InvalidPath
 from dstore.interfaces.api.guard import Guard
-from dstore.interfaces.api.requests import json_of, query_of
+from dstore.interfaces.api.requests import BodyChunks, json_of, query_of
 from dstore.interfaces.api.streams import BYTES, LINES, Progressing, Streamed, listing, tree
 from dstore.interfaces.arguments import (
     add_options,
@@ -44,7 +44,7 @@ from dstore.interfaces.forms import (
 from dstore.interfaces.http import App
 from dstore.network.bootstrap import bootstrap_targets
 from dstore.service.node import Node
-from dstore.service.progress import Report
+from dstore.service.progress import Progress, Report
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,12 @@ class _Routes:
         options = add_options(given)
 
         async def work(report: Report) -> Form:
-            result = await self._node.add_stream(request.stream(), options, report)
+            def later(progress: Progress) -> None:
+                # A client that still sends takes an answer for a refusal, and stops.
+                if progress.stage != "import":
+                    report(progress)
+
+            result = await self._node.add_stream(BodyChunks(request), options, later)
             return add_form(result, options.name)
 
         return Progressing(work)

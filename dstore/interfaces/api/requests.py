@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
-from dstore.errors import CallerError
+from dstore.errors import CallerError, ConnectionLost
 from dstore.limits import HTTP_JSON_BYTES_MAX
 
 _QUERY_FIELDS_MAX = 32
@@ -35,7 +35,7 @@ def query_of(request: Request) -> dict[str, str]:
 async def json_of(request: Request) -> dict[str, Any]:
     """The JSON object that is the body.  Raises CallerError."""
     body = bytearray()
-    async for chunk in request.stream():
+    async for chunk in BodyChunks(request):
         body += chunk
         if len(body) > HTTP_JSON_BYTES_MAX:
             raise CallerError(f"the request is larger than {HTTP_JSON_BYTES_MAX} bytes")
@@ -46,3 +46,25 @@ async def json_of(request: Request) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CallerError("the request is not a JSON object")
     return value
+
+
+class BodyChunks:
+    """The body as it comes.  No generator, so that leaving it in the middle, in whatever
+    task, has nothing to clean up.  Raises ConnectionLost where the client goes."""
+
+    def __init__(self, request: Request) -> None:
+        self._receive = request.receive
+        self._more = True
+
+    def __aiter__(self) -> BodyChunks:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while self._more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionLost("the client went away in the middle of its request")
+            self._more = message.get("more_body", False)
+            if body := message.get("body", b""):
+                return bytes(body)
+        raise StopAsyncIteration

@@ -71,7 +71,10 @@ def line(form: Form) -> bytes:
 
 class Progressing:
     """An ASGI answer: progress lines while `work` runs, then its result or its error.  Only
-    the newest progress is sent, so that a slow reader slows nothing down."""
+    the newest progress is sent, so that a slow reader slows nothing down.
+
+    The answer begins with the first progress; what fails before has a status of its own.
+    """
 
     def __init__(self, work: Callable[[Report], Awaitable[Form]]) -> None:
         self._work = work
@@ -79,7 +82,14 @@ class Progressing:
         self._news = trio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
         async def emit(form: Form, *, more: bool) -> None:
+            nonlocal started
+            if not started:
+                started = True
+                headers = [(b"content-type", LINES.encode()), (b"cache-control", b"no-store")]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": line(form), "more_body": more})
 
         async def tell() -> None:
@@ -90,13 +100,13 @@ class Progressing:
                     await emit({"progress": progress_form(self._latest)}, more=True)
                 await trio.sleep(API_PROGRESS_SECONDS)
 
-        headers = [(b"content-type", LINES.encode()), (b"cache-control", b"no-store")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
         async with open_plain_nursery() as nursery:
             nursery.start_soon(tell)
             try:
                 last: Form = {"result": await self._work(self._report)}
             except DstoreError as error:
+                if not started:
+                    raise
                 last = {"error": error_form(error)}
             nursery.cancel_scope.cancel()
         await emit(last, more=False)

@@ -6,12 +6,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dstore.interfaces.cli.options import home_option, json_option, say, say_form, warn
 from dstore.interfaces.cli.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from dstore.interfaces.client import Client
 
 Form = dict[str, Any]
 STDIN = "-"
@@ -114,22 +117,24 @@ def _added(paths: tuple[str, ...], choices: _Choices, home: Path) -> Iterator[Fo
         yield _by_daemon(client, path, choices)
 
 
-def _by_daemon(client: Any, path: str, choices: _Choices) -> Form:
+def _by_daemon(client: Client, path: str, choices: _Choices) -> Form:
     """One path through the local API."""
-    if path == STDIN:
-        events = client.add_stream(sys.stdin.buffer, choices.options)
-    else:
-        absolute = Path(path).absolute()
-        events = client.add_path(absolute, {**choices.options, "hidden": choices.hidden})
+    from dstore.errors import ConnectionLost
+
     with ProgressLine(path) as line:
+        if path == STDIN:
+            events = client.add_stream(
+                sys.stdin.buffer, choices.options, lambda sent: line.update("import", sent, None)
+            )
+        else:
+            options = {**choices.options, "hidden": choices.hidden}
+            events = client.add_path(Path(path).absolute(), options)
         for event in events:
             if "result" in event:
                 form: Form = event["result"]
                 return form
             progress = event.get("progress", {})
             line.update(progress["stage"], progress["done_bytes"], progress["total_bytes"])
-    from dstore.errors import ConnectionLost
-
     raise ConnectionLost("the daemon stopped before the add was done; add again to go on")
 
 
