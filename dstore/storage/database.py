@@ -19,6 +19,7 @@ from dstore.limits import KIB, MIB
 
 _CORRUPT: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _FULL: Final = {sqlite3.SQLITE_FULL}
+_NO_ROOM_BYTES: Final = 64 * KIB  # less free than this, and a write may find no room
 _BUSY_SECONDS: Final = 10.0
 _READERS_KEPT_MAX: Final = 8
 _LOG_BYTES_KEPT_MAX: Final = 64 * MIB  # a large transaction leaves no larger log behind
@@ -102,11 +103,18 @@ class Database:
             raise
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            if code in _FULL:
-                raise StorageFull(f"no room to write the {self.what} {self.path}") from error
+            if code in _FULL or (code == sqlite3.SQLITE_IOERR and self._disk_is_full()):
+                raise StorageFull(
+                    f"no room for the {self.what} {self.path}: its disk is full"
+                ) from error
             if code in _CORRUPT:
                 raise CorruptStore(f"the {self.what} {self.path} is damaged: {error}") from error
             raise NodeError(f"the {self.what} {self.path} failed: {error}") from error
+
+    def _disk_is_full(self) -> bool:
+        """What SQLite cannot allocate for its log is an I/O error to it, not a full disk."""
+        disk = os.statvfs(self.path.parent)
+        return disk.f_bavail * disk.f_frsize < _NO_ROOM_BYTES
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -63,6 +65,25 @@ def catalog(tmp_path: Path) -> Iterator[Catalog]:
     catalog = open_catalog(tmp_path / "catalog.sqlite3")
     yield catalog
     catalog.close()
+
+
+@pytest.mark.parametrize(("free_blocks", "kind"), [(0, StorageFull), (100, NodeError)])
+def test_an_io_error_on_a_full_disk_is_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_blocks: int, kind: type[NodeError]
+) -> None:
+    """SQLite calls it an I/O error when there is no room for its write-ahead log."""
+
+    class Disk:
+        f_bavail, f_frsize = free_blocks, 4096
+
+    database = Database(tmp_path / "table", [["CREATE TABLE t(x)"]], what="table")
+    monkeypatch.setattr(os, "statvfs", lambda _path: Disk)
+    failure = sqlite3.OperationalError("disk I/O error")
+    failure.sqlite_errorcode = sqlite3.SQLITE_IOERR
+    with pytest.raises(NodeError) as caught, database.transaction():
+        raise failure
+    assert type(caught.value) is kind
+    database.close()
 
 
 class TestFile:
