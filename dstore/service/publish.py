@@ -15,7 +15,7 @@ import trio
 
 from dstore.core.cid import CID
 from dstore.core.envelope import SigningKey
-from dstore.core.manifest import Code, Segment
+from dstore.core.manifest import Code
 from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import PinRecord, open_pin_record
 from dstore.core.placement import (
@@ -174,7 +174,7 @@ class Publisher:
 
         def work() -> Guarantee:
             plan = [
-                offer.assign(self._leased(offer.segment, candidates)).holders
+                offer.assign(self._leased(offer)).holders
                 for offer in self._offers(encoded, b"", candidates)
             ]
             return self._guarantee(encoded, plan, candidates)
@@ -297,7 +297,7 @@ class Publisher:
         failed: set[PeerId] = set()
         for offer in self._offers(encoded, record, candidates):
             segment = offer.segment
-            held = await self._runtime.workers.run(self._leased, segment, candidates)
+            held = await self._runtime.workers.run(self._leased, offer)
             if not confirm:
                 stored(sum(segment.slot_bytes(slot) for slot in held))
             one = await self._uploader.place(offer, held, stored, confirm=confirm, avoid=failed)
@@ -305,15 +305,16 @@ class Publisher:
             placed.append(one)
         return placed
 
-    def _leased(self, segment: Segment, candidates: Sequence[Candidate]) -> dict[int, set[PeerId]]:
-        """In a worker: slots with a lease that runs, at a peer that answered just now."""
-        alive = {candidate.peer for candidate in candidates}
+    def _leased(self, offer: Offer) -> dict[int, tuple[PeerId, ...]]:
+        """In a worker: slots with a lease that runs, at a peer that answered just now, as far
+        as they are well spread there."""
+        alive = {candidate.peer for candidate in offer.candidates}
         now = self._runtime.clock.now()
         held: dict[int, set[PeerId]] = {}
-        for row in self._stores.catalog.placements(segment.cid):
+        for row in self._stores.catalog.placements(offer.segment.cid):
             if row.lease is not None and row.expires > now and row.peer in alive:
                 held.setdefault(row.slot, set()).add(row.peer)
-        return held
+        return offer.worth_keeping(held)
 
     def _guarantee(
         self,
@@ -357,6 +358,10 @@ class Publisher:
         where holders have it too, until one of them can be found.  What takes longer goes on
         behind the add's back."""
         report(Progress("announce", 0))
+        if not self._network.connected():
+            # Nobody to tell yet: waiting would only make a lonely node's adds slow.
+            self._announcer.provide_soon(root)
+            return
         with trio.move_on_after(ANNOUNCE_SECONDS):
             await self._announcer.announce(root)
             while confirm:

@@ -3,6 +3,7 @@ when a holder fails, until every slot that the assignment requires has a lease."
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,14 @@ from dstore.core.cid import CID
 from dstore.core.manifest import Segment
 from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import Lease, open_lease
-from dstore.core.placement import Assignment, Candidate, assign, enough, needs_of
+from dstore.core.placement import (
+    Assignment,
+    Candidate,
+    assign,
+    domain_components,
+    enough,
+    needs_of,
+)
 from dstore.errors import NetworkError, PeerError, ProtocolViolation
 from dstore.limits import (
     SERVE_BATCH_BYTES,
@@ -57,6 +65,28 @@ class Offer:
             avoid=avoid,
             group=self.group,
         )
+
+    def worth_keeping(
+        self, held: Mapping[int, Collection[PeerId]]
+    ) -> dict[int, tuple[PeerId, ...]]:
+        """Of what is held already, what leaves the slots as well spread as they could be now:
+        peers that took many slots when there were few peers keep their fair share."""
+        fresh = self.assign({}).holders
+        domain_of = domain_components(self.candidates)
+        everybody = [peer for peers in fresh.values() for peer in peers]
+        per_peer = max(Counter(everybody).values(), default=0)
+        per_domain = max(Counter(domain_of[peer] for peer in everybody).values(), default=0)
+        in_peer: Counter[PeerId] = Counter()
+        in_domain: Counter[str] = Counter()
+        kept: dict[int, tuple[PeerId, ...]] = {}
+        for slot, peers in sorted(held.items()):
+            for peer in sorted(peers):
+                domain = domain_of[peer]
+                if in_peer[peer] < per_peer and in_domain[domain] < per_domain:
+                    in_peer[peer] += 1
+                    in_domain[domain] += 1
+                    kept[slot] = (*kept.get(slot, ()), peer)
+        return kept
 
 
 @dataclass
