@@ -97,7 +97,9 @@ class Progressing:
                 await self._news.wait()
                 self._news = trio.Event()
                 if self._latest is not None:
-                    await emit({"progress": progress_form(self._latest)}, more=True)
+                    # Half a message cannot be followed by another one.
+                    with trio.CancelScope(shield=True):
+                        await emit({"progress": progress_form(self._latest)}, more=True)
                 await trio.sleep(API_PROGRESS_SECONDS)
 
         async with open_plain_nursery() as nursery:
