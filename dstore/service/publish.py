@@ -161,7 +161,7 @@ class Publisher:
             guarantee=GuaranteeStatus(
                 max(0, reached.peers), max(0, reached.domains), describe(reached)
             ),
-            warnings=(*imported.warnings, *_warnings(placed, reached, protected)),
+            warnings=(*imported.warnings, *_warnings(placed, reached, code, protected)),
         )
 
     async def _check_plan(
@@ -382,10 +382,13 @@ def _code(pair: tuple[int, int]) -> Code:
         raise CallerError(str(error)) from error
 
 
-def _warnings(placed: Sequence[Placed], reached: Guarantee, protected: bool) -> list[str]:
-    warnings: list[str] = []
+def _warnings(
+    placed: Sequence[Placed], reached: Guarantee, code: Code, protected: bool
+) -> list[str]:
     failures = {str(peer): why for one in placed for peer, why in one.failures.items()}
-    warnings += [f"{peer} failed and was passed over: {why}" for peer, why in failures.items()]
+    warnings = [
+        f"passed over: {why if peer in why else f'{peer}: {why}'}" for peer, why in failures.items()
+    ]
     if not protected:
         missing = sum(len(one.assignment.unplaced) for one in placed)
         warnings.append(
@@ -395,5 +398,10 @@ def _warnings(placed: Sequence[Placed], reached: Guarantee, protected: bool) -> 
     elif reached.peers < 1:
         warnings.append(
             "the loss of a single peer may make the file unreadable: more storage nodes are needed"
+        )
+    elif reached.peers < code.m:
+        warnings.append(
+            f"{describe(reached)}; code {code.k}+{code.m} can do more: add again when more storage "
+            "nodes are there"
         )
     return warnings
