@@ -58,6 +58,7 @@ class _Piece:
     leaf_size: int = 0
     skip: int = 0
     position: float = 0.0
+    held: bool = True
 
 
 class Retriever:
@@ -158,7 +159,7 @@ class Retriever:
             if piece.leaf is None:
                 assert piece.data is not None
                 return piece.data
-            data = await session.block(piece.leaf, piece.position)
+            data = await session.block(piece.leaf, piece.position, held=piece.held)
             parse_child(FileChild(piece.leaf, piece.leaf_size), data)
             if piece.size == len(data):
                 return data
@@ -180,26 +181,29 @@ async def _pieces(
     """What makes up the bytes [offset, stop) of the file, in order; inner nodes are fetched
     on the way, a few ahead."""
     total = max(root.size, 1)
-    # Nodes still to be visited, the next one last: an extent (absolute start) and its depth.
-    pending: list[tuple[Extent, int]] = []
+    # Nodes still to be visited, the next one last: an extent (absolute start), its depth, and
+    # whether the block was here when its parent was read.
+    pending: list[tuple[Extent, int, bool]] = []
     visited = 0
 
-    def enter(node: File, start: int, depth: int) -> _Piece | None:
+    async def enter(node: File, start: int, depth: int) -> _Piece | None:
         """Queue the node's children in the range; its inline bytes come first."""
         children = children_in_range(node, offset - start, stop - offset)
         if len(pending) + len(children) > DAG_PENDING_LINKS_MAX:
             raise BudgetExceeded(f"more than {DAG_PENDING_LINKS_MAX} links on one path of a file")
-        for child in reversed(children):
-            pending.append((Extent(child.cid, start + child.start, child.size), depth + 1))
+        here = await session.held([child.cid for child in children])
+        for child, held in zip(reversed(children), reversed(here), strict=True):
+            extent = Extent(child.cid, start + child.start, child.size)
+            pending.append((extent, depth + 1, held))
         low, high = max(offset, start), min(stop, start + len(node.data))
         if low >= high:
             return None
         return _Piece(high - low, node.data[low - start : high - start])
 
-    if (inline := enter(root, 0, 0)) is not None:
+    if (inline := await enter(root, 0, 0)) is not None:
         yield inline
     while pending:
-        extent, depth = pending.pop()
+        extent, depth, held = pending.pop()
         visited += 1
         if depth > DAG_DEPTH_MAX or visited > DAG_BLOCKS_MAX:
             raise BudgetExceeded("a file deeper or of more blocks than allowed")
@@ -212,15 +216,16 @@ async def _pieces(
                 leaf_size=extent.size,
                 skip=low - extent.start,
                 position=position,
+                held=held,
             )
             continue
-        for ahead, _ in pending[: -PREFETCH_NODES - 1 : -1]:
+        for ahead, *_ in pending[: -PREFETCH_NODES - 1 : -1]:
             if ahead.cid.codec == DAG_PB:
                 session.prefetch(ahead.cid, ahead.start / total)
         node = parse_child(
             FileChild(extent.cid, extent.size), await session.block(extent.cid, position)
         )
-        if (inline := enter(node, extent.start, depth)) is not None:
+        if (inline := await enter(node, extent.start, depth)) is not None:
             yield inline
 
 

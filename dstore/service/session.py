@@ -7,7 +7,7 @@ lying costs one detour; it is remembered by the fetcher, and the next block goes
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 import trio
@@ -105,9 +105,16 @@ class RootSession:
         self._blocks: Flights[bytes] = Flights(nursery)
         self._loads: Flights[tuple[Segment, Holders]] = Flights(nursery)
 
-    async def block(self, cid: CID, position: float = 0.0) -> bytes:
+    async def held(self, cids: Sequence[CID]) -> list[bool]:
+        """For each block whether this node has it: one look for many blocks."""
+        if not cids:
+            return []
+        return await self._runtime.workers.run(self._stores.blocks.has_many, cids)
+
+    async def block(self, cid: CID, position: float = 0.0, *, held: bool = True) -> bytes:
         """The block, verified.  `position` from 0 to 1 is about where in the root's bytes it
-        lies: a hint which segment to look into first.
+        lies: a hint which segment to look into first.  Where `held` is False, this node had it
+        not a moment ago, and is not searched again.
 
         Raises NotFoundError where nobody has it, Unrecoverable where too few fragments are
         left, DeadlineExceeded after FETCH_BLOCK_SECONDS.
@@ -119,7 +126,7 @@ class RootSession:
             return cached
         with trio.move_on_after(FETCH_BLOCK_SECONDS):
             return await self._blocks.share(
-                ("block", cid.multihash), partial(self._get, cid, position)
+                ("block", cid.multihash), partial(self._get, cid, position, held=held)
             )
         raise DeadlineExceeded(f"block {cid} did not come within {FETCH_BLOCK_SECONDS} s")
 
@@ -134,8 +141,8 @@ class RootSession:
             return await self._get(cid, position)
         raise DeadlineExceeded(f"block {cid} did not come within {FETCH_BLOCK_SECONDS} s")
 
-    async def _get(self, cid: CID, position: float) -> bytes:
-        data = await self._local(cid)
+    async def _get(self, cid: CID, position: float, *, held: bool = True) -> bytes:
+        data = await self._local(cid) if held else None
         if data is not None:
             self._fetcher.counters.local_blocks += 1
         elif cid.verify(b""):
