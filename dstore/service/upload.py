@@ -175,11 +175,23 @@ class Uploader:
     ) -> None:
         for slot, peers in slots.items():
             bringing.planned.setdefault(slot, set()).update(peers)
+        await self._runtime.workers.run(self._note_plan, bringing.offer.segment.cid, slots)
         limiter = trio.CapacityLimiter(UPLOADS_MAX)
         async with open_plain_nursery() as nursery:
             for slot, peers in slots.items():
                 for peer in peers:
                     nursery.start_soon(self._bring, bringing, slot, peer, limiter)
+
+    def _note_plan(self, segment: CID, slots: Mapping[int, Collection[PeerId]]) -> None:
+        """In a worker: who may hold what from now on, should this process end before it hears
+        of the leases; they are told when the root is let go of."""
+        catalog, now = self._stores.catalog, self._runtime.clock.now()
+        known = {(one.slot, one.peer) for one in catalog.placements(segment)}
+        planned = {(slot, peer) for slot, peers in slots.items() for peer in peers} - known
+        if planned:
+            catalog.put_placements(
+                [Placement(segment, slot, peer, now) for slot, peer in sorted(planned)]
+            )
 
     async def _bring(
         self, bringing: _Bringing, slot: int, peer: PeerId, limiter: trio.CapacityLimiter

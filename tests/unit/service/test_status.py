@@ -1,0 +1,113 @@
+"""What status says of a root: every state, empty slots, absent holders, other people's roots."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+
+from dstore.core.cid import CID, RAW
+from dstore.errors import NotFoundError
+from dstore.service.progress import AddOptions, RootStatus
+from dstore.testing.cluster import Cluster, open_cluster
+from dstore.testing.deterministic import run_deterministic
+
+
+async def stream(size: int) -> AsyncIterator[bytes]:
+    yield random.Random(size).randbytes(size)
+
+
+async def add(cluster: Cluster, size: int = 5_000_000) -> tuple[CID, dict[int, int]]:
+    result = await cluster[0].add_stream(stream(size), AddOptions(code=(4, 2)))
+    status = await cluster[0].status(result.cid)
+    assert status.state == "healthy"
+    placed = {
+        slot.slot: cluster.number_of(slot.holders[0])
+        for slot in status.segments[0].slots
+        if slot.holders
+    }
+    return result.cid, placed
+
+
+def slot_states(status: RootStatus) -> list[str]:
+    (segment,) = status.segments
+    return [slot.state for slot in segment.slots]
+
+
+def test_from_healthy_to_unreachable() -> None:
+    async def main() -> None:
+        async with open_cluster(9) as cluster:
+            root, placed = await add(cluster)
+            seen = []
+            for slot in range(4):
+                status = await cluster[0].status(root)
+                assert status.guarantee is not None
+                seen.append((status.state, status.guarantee.peers, slot_states(status)[:slot]))
+                await cluster.kill(placed[slot])
+            assert seen == [
+                ("healthy", 2, []),
+                # The owner has their leases: they may come back.
+                ("degraded", 1, ["away"]),
+                ("degraded", 0, ["away", "away"]),
+                ("unreachable", 0, ["away", "away", "away"]),
+            ]
+            # Another node has no promise of the dead ones.
+            outsider = next(n for n in cluster.alive if n and n not in placed.values())
+            status = await cluster[outsider].status(root)
+            assert slot_states(status)[:4] == ["missing"] * 4
+
+    run_deterministic(1, main)
+
+
+def test_at_risk_is_what_has_lost_half_of_its_parity_for_good() -> None:
+    async def main() -> None:
+        async with open_cluster(9) as cluster:
+            root, placed = await add(cluster)
+            await cluster.kill(placed[1])
+            outsider = next(n for n in cluster.alive if n and n not in placed.values())
+            status = await cluster[outsider].status(root)
+            assert status.state == "at risk"
+            assert slot_states(status).count("missing") == 1
+
+    run_deterministic(1, main)
+
+
+def test_slots_without_a_fragment_are_empty() -> None:
+    async def main() -> None:
+        async with open_cluster(9) as cluster:
+            root, placed = await add(cluster, 1000)
+            status = await cluster[0].status(root)
+            assert slot_states(status) == ["live", "empty", "empty", "empty", "live", "live"]
+            assert set(placed) == {0, 4, 5}
+            assert status.guarantee is not None
+            assert status.guarantee.peers == 2
+            assert status.size == 1000
+
+    run_deterministic(1, main)
+
+
+def test_a_silent_holder_is_waited_for_once() -> None:
+    async def main() -> None:
+        async with open_cluster(9) as cluster:
+            root, placed = await add(cluster)
+            cluster.hub.pause(cluster.peer(placed[2]))
+            begin = trio.current_time()
+            status = await cluster[0].status(root)
+            assert trio.current_time() - begin < 20
+            assert slot_states(status)[2] == "away"
+
+    run_deterministic(1, main)
+
+
+def test_local_files_and_unknown_roots() -> None:
+    async def main() -> None:
+        async with open_cluster(4) as cluster:
+            result = await cluster[0].add_stream(stream(3_000_000), AddOptions(local_only=True))
+            status = await cluster[0].status(result.cid)
+            assert (status.state, status.manifest, status.size) == ("local", None, 3_000_000)
+            with pytest.raises(NotFoundError):
+                await cluster[1].status(CID.of(RAW, b"nobody has this"))
+
+    run_deterministic(1, main)
