@@ -216,6 +216,8 @@ SERVE_BATCH_BYTES: Final = 2 * MIB  # read in one call in a worker, then written
 SERVE_BATCH_BLOCKS_MAX: Final = 128
 PARITY_BATCH_BYTES: Final = 4 * MIB  # computed in one call; two batches are kept per segment
 READ_AHEAD_BYTES: Final = 16 * MIB
+# All readers together; above it each goes on with one block at a time.
+READ_AHEAD_TOTAL_BYTES: Final = 128 * MIB
 ASKED_PEERS_MAX: Final = 32  # connected peers asked about a root beside the DHT
 DISCOVERY_AGAIN_SECONDS: Final = 5
 MANIFESTS_TRIED_MAX: Final = 64  # of one root, from all peers
@@ -280,6 +282,7 @@ assert YAMUX_FRAME_BYTES_MAX + YAMUX_HEADER_BYTES == NOISE_PLAINTEXT_BYTES_MAX
 assert YAMUX_FRAME_BYTES_MAX <= YAMUX_WINDOW_BYTES_INITIAL <= YAMUX_WINDOW_BYTES
 assert BLOCK_BYTES_MAX < PEER_MEMORY_BYTES_MAX
 assert READ_AHEAD_BYTES <= PEER_MEMORY_BYTES_MAX
+assert READ_AHEAD_BYTES < READ_AHEAD_TOTAL_BYTES
 assert FETCH_BATCH_BYTES_MAX * FETCH_STREAMS_PER_PEER <= PEER_MEMORY_BYTES_MAX
 assert FETCH_BATCH_BLOCKS_MAX <= GET_BLOCKS_MAX
 assert REPROVIDE_SECONDS * 2 < PROVIDER_SECONDS

@@ -39,23 +39,42 @@ class _Pending(Generic[R]):
         self.error: DstoreError | None = None
 
 
-class _Budget:
-    """Bytes under way; one item always fits, however heavy."""
+class ByteBudget:
+    """Bytes under way; one item always fits, however heavy.
 
-    def __init__(self, limit: int) -> None:
+    A budget `within` another counts there too: together its members stay within that one,
+    but for the one item that each may always have.
+    """
+
+    def __init__(self, limit: int, within: ByteBudget | None = None) -> None:
         self._limit = limit
-        self._used = 0
-        self._changed = trio.Event()
+        self._within = within
+        self._waiting: trio.lowlevel.ParkingLot = (
+            trio.lowlevel.ParkingLot() if within is None else within._waiting
+        )
+        self.used = 0
 
     async def take(self, weight: int) -> None:
-        while self._used and self._used + weight > self._limit:
-            await self._changed.wait()
-        self._used += weight
+        """Wait for room."""
+        while self.used and not self._has_room(weight):
+            await self._waiting.park()
+        self._count(weight)
 
     def give(self, weight: int) -> None:
-        self._used -= weight
-        self._changed.set()
-        self._changed = trio.Event()
+        """Give room back."""
+        self._count(-weight)
+        self._waiting.unpark_all()
+
+    def _has_room(self, weight: int) -> bool:
+        outer = self._within
+        return self.used + weight <= self._limit and (
+            outer is None or outer.used + weight <= outer._limit
+        )
+
+    def _count(self, weight: int) -> None:
+        self.used += weight
+        if self._within is not None:
+            self._within.used += weight
 
 
 @asynccontextmanager
@@ -76,15 +95,16 @@ async def in_order(
     *,
     weigh: Callable[[T], int],
     budget: int,
+    within: ByteBudget | None = None,
     tasks: int = 64,
 ) -> AsyncIterator[AsyncIterator[R]]:
     """An iterator over `work(item)` for all items, in their order.
 
     At most `tasks` items and `budget` bytes (by `weigh`) are under way or waiting to be
-    taken.  Leaving the context cancels what is still under way; `items`, where it is a
-    generator, is closed.
+    taken, and together with others no more than `within` has room for.  Leaving the context
+    cancels what is still under way; `items`, where it is a generator, is closed.
     """
-    room = _Budget(budget)
+    room = ByteBudget(budget, within)
     send, receive = trio.open_memory_channel[_Pending[R]](tasks)
 
     async def run(item: T, pending: _Pending[R]) -> None:
@@ -122,14 +142,17 @@ async def in_order(
             pending.result = None
             room.give(pending.weight)
 
-    async with open_plain_nursery() as nursery:
-        nursery.start_soon(produce, nursery)
-        results = consume()
-        try:
-            yield results
-        finally:
-            nursery.cancel_scope.cancel()
-            await results.aclose()  # type: ignore[attr-defined]  # an async generator
+    try:
+        async with open_plain_nursery() as nursery:
+            nursery.start_soon(produce, nursery)
+            results = consume()
+            try:
+                yield results
+            finally:
+                nursery.cancel_scope.cancel()
+                await results.aclose()  # type: ignore[attr-defined]  # an async generator
+    finally:
+        room.give(room.used)  # of what was left on its way
 
 
 async def from_iterable(items: Iterable[T]) -> AsyncIterator[T]:

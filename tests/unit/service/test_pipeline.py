@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from dstore.errors import NotFoundError
-from dstore.service.pipeline import from_iterable, in_order
+from dstore.service.pipeline import ByteBudget, from_iterable, in_order
 
 
 async def test_results_keep_the_order_of_the_items(autojump_clock: MockClock) -> None:
@@ -70,3 +70,30 @@ async def test_leaving_early_cancels_what_is_under_way() -> None:
             await trio.testing.wait_all_tasks_blocked()
             break
     assert cancelled == 3
+
+
+async def test_readers_share_a_budget_and_each_may_have_one_item(autojump_clock: MockClock) -> None:
+    """One reader fills the shared budget and stops taking; the other still gets on, one item
+    at a time; when the first leaves, its share is free again."""
+    shared = ByteBudget(4)
+    ahead: list[int] = []
+
+    async def work(item: int) -> int:
+        ahead.append(item)
+        return item
+
+    async with in_order(
+        from_iterable(range(9)), work, weigh=lambda _: 1, budget=4, within=shared
+    ) as slow:
+        assert await anext(aiter(slow)) == 0
+        await trio.testing.wait_all_tasks_blocked()
+        assert shared.used == 4
+        peak = 0
+        async with in_order(
+            from_iterable(range(5)), work, weigh=lambda _: 1, budget=4, within=shared
+        ) as other:
+            async for _ in other:
+                peak = max(peak, shared.used)
+        assert peak == 5
+        assert shared.used == 4
+    assert shared.used == 0
