@@ -146,7 +146,8 @@ class CID:
             raise
         # py-multibase and base58 raise ValueError, KeyError and their own types by encoding.
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise InvalidCid(f"not a CID: {text!r}: {error}") from error
+            why = f": {error}" if type(error) is ValueError else ""
+            raise InvalidCid(f"not a CID: {text!r}{why}") from error
         cid = cls.from_bytes(binary)
         if cid.version == 0:
             raise InvalidCid("a CIDv0 is written in bare base58btc, without a multibase prefix")

@@ -128,6 +128,7 @@ class Client:
         """The answer to a request, its status a good one."""
         target = path + ("?" + urlencode(query, errors="surrogateescape") if query else "")
         connection = http.client.HTTPConnection(self._host, self._port, timeout=CLI_ANSWER_SECONDS)
+        reading = False
         try:
             try:
                 connection.connect()
@@ -140,12 +141,15 @@ class Client:
             response = connection.getresponse()
             if response.status != 200:
                 raise error_of(_object(response))
+            reading = True
             yield response
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"the daemon said nothing for {CLI_ANSWER_SECONDS} s; its log may say why"
             ) from error
         except (http.client.HTTPException, ConnectionError) as error:
+            if reading and isinstance(error, BrokenPipeError):
+                raise  # not ours, from which we only read: whoever reads what we print is gone
             raise ConnectionLost(f"the daemon ended the connection: {error!r}") from error
         finally:
             connection.close()

@@ -63,6 +63,9 @@ def add(
 
     The file is protected when this returns, or a warning says why it is not yet.
     """
+    if "" in paths:
+        # As a path it would be the working directory: not what an unset variable means.
+        raise click.UsageError("an empty path: is a variable unset?")
     if paths.count(STDIN) > 1:
         raise click.UsageError("standard input can be added once")
     choices = _Choices(

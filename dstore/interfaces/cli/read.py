@@ -48,7 +48,8 @@ def get(path: str, output: Path | None, home: Path, as_json: bool) -> None:
     if as_json:
         say_form({"path": path, "output": str(target), "files": extraction.files, "bytes": done})
     else:
-        say(f"wrote {target}: {extraction.files} files, {done} bytes")
+        plural = "" if extraction.files == 1 else "s"
+        say(f"wrote {target}: {extraction.files} file{plural}, {done} bytes")
 
 
 @click.command()

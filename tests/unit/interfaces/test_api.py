@@ -354,6 +354,19 @@ async def test_a_file_cut_short_is_no_file(tmp_path: Path) -> None:
         assert type(caught.value) is not ConnectionLost
 
 
+async def test_a_reader_of_our_output_that_leaves_is_not_the_daemon(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"content")
+    async with serving() as api:
+        cid = str((await api.add(tmp_path / "f", local_only=True))["cid"])
+
+        def read(client: Client) -> None:
+            with client.cat(cid):
+                raise BrokenPipeError
+
+        with pytest.raises(BrokenPipeError):
+            await api.call(read)
+
+
 def test_without_a_daemon(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     home.create()

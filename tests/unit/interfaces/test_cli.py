@@ -131,6 +131,7 @@ def test_unknown_commands_name_the_nearest(capsys: pytest.CaptureFixture[str]) -
         (["get"], 2, "Missing argument"),
         (["add", "--home", "{home}", "x"], 1, "dstore run --home"),
         (["add", "--home", "{home}", "-", "-"], 2, "once"),
+        (["add", "--home", "{home}", ""], 2, "empty path"),
         (["add", "--home", "{home}", "--pin-for", "soon", "x"], 2, "not a duration"),
         (["add", "--home", "{home}", "--require-guarantee", "-1", "x"], 2, "range"),
         (["add", "--home", "{home}", "--cid-only", "/nowhere/x"], 3, "does not exist"),
