@@ -132,7 +132,7 @@ def encode_message(message: KadMessage) -> bytes:
     providers = _encode_peers(message.providers)
     while True:
         data = kad_pb2.Message(
-            type=kad_pb2.Message.MessageType.ValueType(message.type),
+            type=kad_pb2.Message.MessageType.Name(message.type),
             key=message.key,
             closer_peers=closer,
             provider_peers=providers,
