@@ -53,10 +53,10 @@ class IsalEngine:
         self._library.ec_init_tables(columns, len(rows), matrix, tables)
         # The lists keep the buffers alive during the call.
         pinned = [ffi.from_buffer("unsigned char[]", source) for source in sources]
-        results = [bytearray(length) for _ in rows]
-        targets = [
-            ffi.from_buffer("unsigned char[]", result, require_writable=True) for result in results
-        ]
+        # Filled in place before anybody else sees them, as C extensions fill new bytes objects:
+        # a copy of each would be made, and its memory touched first, with the GIL held.
+        results = [bytes(length) for _ in rows]
+        targets = [ffi.from_buffer("unsigned char[]", result) for result in results]
         self._library.ec_encode_data(
             length,
             columns,
@@ -65,7 +65,7 @@ class IsalEngine:
             ffi.new("unsigned char *[]", pinned),
             ffi.new("unsigned char *[]", targets),
         )
-        return [bytes(result) for result in results]
+        return results
 
 
 def load() -> IsalEngine | None:
