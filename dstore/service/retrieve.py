@@ -38,10 +38,11 @@ from dstore.limits import (
     DAG_PENDING_LINKS_MAX,
     PREFETCH_NODES,
     READ_AHEAD_BYTES,
+    READ_AHEAD_TOTAL_BYTES,
     SESSION_SECONDS,
     SESSIONS_MAX,
 )
-from dstore.service.pipeline import in_order
+from dstore.service.pipeline import ByteBudget, in_order
 from dstore.service.progress import DirectoryEntry, Entry
 from dstore.service.session import RootSession
 
@@ -66,6 +67,7 @@ class Retriever:
 
     def __init__(self, new_session: NewSession) -> None:
         self._new_session = new_session
+        self._read_ahead = ByteBudget(READ_AHEAD_TOTAL_BYTES)
         self._sessions: OrderedDict[CID, tuple[float, RootSession]] = OrderedDict()
 
     def session(self, root: CID) -> RootSession:
@@ -170,6 +172,7 @@ class Retriever:
             fetch,
             weigh=lambda piece: max(piece.leaf_size, piece.size),
             budget=READ_AHEAD_BYTES,
+            within=self._read_ahead,
             tasks=256,
         ) as chunks:
             yield chunks
