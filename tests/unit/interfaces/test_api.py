@@ -216,6 +216,15 @@ async def test_a_stream_that_is_refused_is_not_sent_to_its_end() -> None:
             await api.call(work)
 
 
+async def test_small_files_are_listed_without_being_read(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"small")
+    async with serving() as api:
+        cid = str((await api.add(tmp_path, local_only=True))["cid"])
+        api.node.stores.blocks.delete_many([CID.of(RAW, b"small")])
+        (entry,) = await api.call(lambda client: list(client.ls(cid)))
+        assert (entry["name"], entry["kind"], entry["size"]) == ("small", "file", 5)
+
+
 async def test_a_tree_comes_out_as_it_went_in(tmp_path: Path) -> None:
     odd = b"n\xff\n".decode("utf-8", "surrogateescape")
     (tmp_path / "a" / "b").mkdir(parents=True)
