@@ -127,7 +127,11 @@ class StatusReader:
                 for peer in sorted(asked):
                     nursery.start_soon(self._ask, peer, segment.cid, live, silent)
         placements = await self._runtime.workers.run(self._stores.catalog.placements, segment.cid)
-        promised = {row.slot for row in placements if row.expires > now}
+        # Who answered, and not with the slot, has lost or dropped it, whatever was promised.
+        answered = {self._network.peer_id, *asked} - silent
+        promised = {
+            row.slot for row in placements if row.expires > now and row.peer not in answered
+        }
         shapes = shapes_of(segment)
         existing = {slot for shape in shapes for slot in shape.slots}
         slots: list[SlotStatus] = []

@@ -61,6 +61,24 @@ def test_from_healthy_to_unreachable() -> None:
     run_deterministic(1, main)
 
 
+def test_what_a_holder_let_go_is_missing_whatever_it_promised() -> None:
+    """A lease says nothing against a holder's own word."""
+
+    async def main() -> None:
+        async with open_cluster(9) as cluster:
+            root, placed = await add(cluster)
+            holder = cluster[placed[2]].stores
+            (row,) = holder.catalog.held_slots()
+            holder.catalog.delete_slot(row.segment, row.slot)
+            status = await cluster[0].status(root)
+            assert slot_states(status)[2] == "missing"
+            assert status.state == "at risk"
+            assert status.guarantee is not None
+            assert status.guarantee.peers == 1
+
+    run_deterministic(1, main)
+
+
 def test_at_risk_is_what_has_lost_half_of_its_parity_for_good() -> None:
     async def main() -> None:
         async with open_cluster(9) as cluster:
