@@ -394,7 +394,8 @@ async def peak_of_stream(megabytes: int) -> int:
 
 async def test_memory_does_not_grow_with_the_stream() -> None:
     small, large = await peak_of_stream(64), await peak_of_stream(256)
-    assert large < small + MIB
+    # Which of the batches in flight overlap is chance; 192 MiB more would show.
+    assert large < small + 2 * IMPORT_BATCH_BYTES
     assert large < 8 * IMPORT_BATCH_BYTES
 
 
