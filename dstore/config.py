@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -19,6 +19,7 @@ import msgspec
 
 from dstore.errors import ConfigError
 from dstore.limits import CONNECTIONS_MAX, LEASE_SECONDS, PIN_SECONDS_DEFAULT
+from dstore.network.addresses import parse_endpoint, parse_target
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGTP]i?)?B?\s*$", re.IGNORECASE)
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|m|h|d|w|y)\s*$")
@@ -253,9 +254,22 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         faults.append(f"api.listen: {host} is not a loopback address; the API is for this machine")
     if parse_size(values["storage"].capacity) <= 0:
         faults.append('storage.capacity: must be more than nothing (role = "client" stores none)')
-    for address in values["network"].bootstrap:
-        if "/p2p/" not in address:
-            faults.append(f"network.bootstrap: {address!r} does not end in /p2p/PEER-ID")
+    return faults + _address_faults(values["network"])
+
+
+def _address_faults(network: NetworkSection) -> list[str]:
+    faults = []
+    parsers: list[tuple[str, tuple[str, ...], Callable[[str], object]]] = [
+        ("listen", network.listen, parse_endpoint),
+        ("announce", network.announce, parse_endpoint),
+        ("bootstrap", network.bootstrap, parse_target),
+    ]
+    for key, addresses, parse in parsers:
+        for address in addresses:
+            try:
+                parse(address)
+            except ValueError as error:
+                faults.append(f"network.{key}: {error}")
     return faults
 
 

@@ -29,6 +29,7 @@ from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import open_lease
 from dstore.errors import ProtocolViolation
 from dstore.limits import (
+    BLOCK_BYTES_MAX,
     GIB,
     LEASE_SECONDS,
     MIB,
@@ -99,6 +100,9 @@ class NodeOptions:
     def stores_slots(self) -> bool:
         """Whether it keeps fragments for others."""
         return self.role is wire.Role.STORAGE
+
+
+_FULL = "full: no new slots are taken; raise storage.capacity or make room on the disk"
 
 
 def _ignore(_: object) -> None:
@@ -255,6 +259,8 @@ class Node:
     async def summary(self) -> NodeStatus:
         """The node itself."""
         usage = await self._runtime.workers.run(self.stores.blocks.usage)
+        room = await self._runtime.workers.run(self.stores.blocks.room)
+        full = room is not None and room < BLOCK_BYTES_MAX
         return NodeStatus(
             peer_id=self.peer_id,
             addresses=tuple(self.network.addresses()),
@@ -265,6 +271,7 @@ class Node:
             capacity_bytes=self._options.capacity_bytes,
             uptime_seconds=trio.current_time() - self._started,
             erasure_engine=engine_name(),
+            warnings=(_FULL,) if full else (),
         )
 
 

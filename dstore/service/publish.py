@@ -190,17 +190,14 @@ class Publisher:
     def _choose(
         self, remote: Sequence[Candidate], options: AddOptions
     ) -> tuple[list[Candidate], Code]:
-        """The candidates, this node among them only where the others are too few, and the
-        code.  The copy that the adder keeps anyway is not counted as a slot."""
-        candidates = list(remote)
+        """The candidates and the code.  This node comes last among them: it takes a slot only
+        where no other failure domain is free, and the copy that it keeps anyway is none."""
         own = Candidate(self._network.peer_id, self._options.own_domains, 1 << 62, load=1.0)
         remote_domains = len(set(domain_components(remote).values()))
         with_own = len(set(domain_components([*remote, own]).values()))
         domains = with_own if self._options.stores_slots else remote_domains
         code = _code(options.code) if options.code else choose_code(domains)
-        if self._options.stores_slots and remote_domains < code.n:
-            candidates.append(own)
-        return candidates, code
+        return [*remote, own] if self._options.stores_slots else list(remote), code
 
     async def _note_manifest(self, encoded: Encoded) -> None:
         """The catalog learns of the manifest, whose blocks are durable by now."""

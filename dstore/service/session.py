@@ -25,6 +25,7 @@ from dstore.errors import (
     NetworkError,
     NotFoundError,
     PeerError,
+    Unreachable,
     Unrecoverable,
 )
 from dstore.limits import (
@@ -173,9 +174,13 @@ class RootSession:
                 return await self._from_sources(cid)
             except (NotFoundError, NetworkError, PeerError) as error:
                 failure = failure or error
-        if failure is None or isinstance(failure, NotFoundError):
-            raise NotFoundError(f"no peer that answers has {cid}") from failure
-        raise failure
+        if failure is not None and not isinstance(failure, NotFoundError):
+            raise failure
+        sources = self.sources
+        if sources.silent and not sources.peers and not sources.maybe:
+            # Silence is no evidence that the root does not exist.
+            raise Unreachable(f"none of {len(sources.silent)} peers asked about {cid} answered")
+        raise NotFoundError(f"no peer that answers has {cid}") from failure
 
     async def _local(self, cid: CID) -> bytes | None:
         def work() -> bytes | None:

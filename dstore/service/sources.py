@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 class RootSources:
     """What is known about where a root's blocks are.
 
-    `peers` said that they have some of it; `maybe` are connected and were silent about it.
+    `peers` said that they have some of it; `maybe` are connected and were silent about it;
+    `silent` were asked and did not answer.
     `manifests` are decoded and are of this root, `named` is who named which (this node by its
     own id); `changed` is set whenever anything is added.
     """
@@ -57,6 +58,7 @@ class RootSources:
     manifests: dict[CID, Manifest] = field(default_factory=dict)
     named: dict[CID, set[PeerId]] = field(default_factory=dict)
     changed: trio.Event = field(default_factory=trio.Event)
+    silent: set[PeerId] = field(default_factory=set)
     discovering: bool = False
     discovered_at: float | None = None
 
@@ -162,11 +164,16 @@ class Discovery:
 
     async def _ask(self, sources: RootSources, peer: PeerId, provider: bool) -> None:
         """One peer: does it know manifests of the root, and which?"""
+        sources.silent.add(peer)
         with trio.move_on_after(REQUEST_SECONDS):
             try:
                 answer = await self._client.find_manifests(peer, sources.root)
-            except (NetworkError, PeerError):
+            except NetworkError:
                 return
+            except PeerError:
+                sources.silent.discard(peer)
+                return
+            sources.silent.discard(peer)
             if not answer.manifests and not provider:
                 sources.maybe[peer] = None
                 return

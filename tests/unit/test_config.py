@@ -64,6 +64,19 @@ def test_contradictions_are_faults_too() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "address"),
+    [
+        ("listen", "/ip4/1.2.3.4/udp/1"),
+        ("announce", "1.2.3.4:4180"),
+        ("bootstrap", "/ip4/1.2.3.4/tcp/1/p2p/xx"),
+    ],
+)
+def test_addresses_that_run_would_refuse_are_faults(key: str, address: str) -> None:
+    with pytest.raises(ConfigError, match=f"network.{key}: "):
+        parse_config(f'[network]\n{key} = ["{address}"]', {})
+
+
 def test_the_environment_overrides_every_kind_of_key() -> None:
     config = parse_config(
         '[storage]\ncapacity = "1 GiB"',

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dstore.core.cid import CID
-from dstore.errors import InsufficientPeers, NotFoundError
+from dstore.errors import InsufficientPeers, NotFoundError, Unreachable
 from dstore.service.node import Node
 from dstore.service.progress import AddOptions, Progress
 from dstore.testing.cluster import Cluster, open_cluster
@@ -219,5 +219,35 @@ def test_any_node_can_tell_the_failure_domains() -> None:
             peers = await cluster[5].peers()
             assert {peer.role for peer in peers} == {"storage"}
             assert len({peer.domains for peer in peers}) == 7
+
+    run_deterministic(1, main)
+
+
+def test_the_adder_takes_a_slot_where_no_other_domain_is_left() -> None:
+    """Six others, three of them full: 2+2 has a home in three domains and here."""
+
+    async def main() -> None:
+        async with open_cluster(7) as cluster:
+            for number in (4, 5, 6):
+                cluster.stores[number].fill()
+            result = await cluster[0].add_stream(
+                stream(content(3_000_000)), AddOptions(code=(2, 2))
+            )
+            assert result.protected
+            assert result.guarantee is not None
+            assert result.guarantee.peers == 2
+            placed = await holders(cluster, cluster[0], result.cid)
+            assert sorted(peer for peers in placed.values() for peer in peers) == [0, 1, 2, 3]
+
+    run_deterministic(1, main)
+
+
+def test_silence_of_all_peers_is_no_evidence_of_absence() -> None:
+    async def main() -> None:
+        async with open_cluster(4) as cluster:
+            for number in (0, 1, 2):
+                cluster.hub.pause(cluster.peer(number))
+            with pytest.raises(Unreachable, match="answered"):
+                await cluster[3].resolve(CID.of(0x55, b"who knows"))
 
     run_deterministic(1, main)
