@@ -202,7 +202,7 @@ FAULTS_KEPT_MAX: Final = 10_000
 
 # --- Service ---------------------------------------------------------------------------
 IMPORT_BATCH_BYTES: Final = 8 * MIB  # read, hashed and stored in one call in a worker
-IMPORT_BATCHES_IN_FLIGHT: Final = 4  # two cores hash while two batches wait for the disk
+IMPORT_BATCHES_IN_FLIGHT: Final = 3  # two cores hash while a third batch waits for the disk
 IMPORT_BATCH_FILES_MAX: Final = 256
 ENCODE_BATCH_BYTES: Final = 8 * MIB  # of data blocks, in whole stripes
 ENCODE_BATCHES_IN_FLIGHT: Final = 3
