@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dstore.core.cid import CID, DAG_CBOR, DAG_PB
-from dstore.core.peerid import PeerId
+from dstore.core.cid import DAG_PB
 from dstore.errors import (
     CorruptStore,
     NodeError,
@@ -21,7 +20,6 @@ from dstore.errors import (
 )
 from dstore.storage.catalog import (
     Catalog,
-    HeldSlot,
     PinRow,
     ReferenceKind,
     open_catalog,
@@ -31,32 +29,17 @@ from dstore.storage.database import Database
 from dstore.storage.memory import MemoryStore
 from dstore.storage.records import RecordFiles
 from dstore.testing.blockstore_suite import block
-
-NOW = 1_800_000_000.0
-ALICE, BOB = b"a" * 32, b"b" * 32
-
-
-def cid(text: str, codec: int = DAG_CBOR) -> CID:
-    return CID.of(codec, text.encode())
-
-
-def peer(number: int) -> PeerId:
-    return PeerId.of_ed25519(number.to_bytes(32, "big"))
-
-
-ROOT, MANIFEST, SEGMENT, OTHER = cid("root", DAG_PB), cid("manifest"), cid("segment"), cid("other")
-PIN = PinRow(ROOT, "protected", "holiday", NOW, NOW + 10, 4, 2, MANIFEST)
-SLOT = HeldSlot(
-    segment=SEGMENT,
-    slot=3,
-    owner=ALICE,
-    root=ROOT,
-    manifest=MANIFEST,
-    bytes=1000,
-    state="reserved",
-    lease=None,
-    expires=NOW + 600,
-    updated=NOW,
+from tests.unit.storage.catalog_rows import (
+    ALICE,
+    BOB,
+    NOW,
+    OTHER,
+    PIN,
+    ROOT,
+    SEGMENT,
+    SLOT,
+    cid,
+    peer,
 )
 
 
