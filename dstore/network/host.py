@@ -232,8 +232,13 @@ class Libp2pHost:
         await self._swarm.listen(self._options.listen)
         self._nursery.start_soon(self._announce_changes)
         for target in self._bootstrap:
-            self.remember(target)
-            self._nursery.start_soon(stay_connected, self._swarm, target, self._runtime.random)
+            self._nursery.start_soon(self.stay_connected, target)
+
+    async def stay_connected(self, target: PeerAddresses) -> None:
+        """Dial `target`, and again whenever it is lost, until cancelled: for bootstrap peers
+        that are to be met only when everything is served."""
+        self.remember(target)
+        await stay_connected(self._swarm, target, self._runtime.random)
 
     async def stop(self) -> None:
         """For `open_host`: stop listening, then say good-bye."""

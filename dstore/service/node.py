@@ -471,7 +471,10 @@ async def open_node(
             trio.open_nursery() as nursery,
         ):
             # After everything is served: peers ask once what this node speaks.
-            nursery.start_soon(node.routing.bootstrap, bootstrap_targets(options.bootstrap))
+            targets = bootstrap_targets(options.bootstrap)
+            nursery.start_soon(node.routing.bootstrap, targets)
+            for target in targets:
+                nursery.start_soon(host.stay_connected, target)
             yield node
             nursery.cancel_scope.cancel()
 

@@ -6,8 +6,9 @@ import logging
 import os
 import random
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,12 @@ async def stream(data: bytes = DATA) -> AsyncIterator[bytes]:
 async def read(node: Node, root: CID) -> bytes:
     async with node.read(root) as chunks:
         return b"".join([chunk async for chunk in chunks])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(30):
+        while not condition():
+            await trio.sleep(0.01)
 
 
 async def acquainted(*nodes: Node) -> None:
@@ -327,3 +334,20 @@ async def test_a_gateway_keeps_nothing_for_others(tmp_path: Path) -> None:
         assert not result.protected
         assert any("stored here only" in warning for warning in result.warnings)
         assert await read(one, result.cid) == b"alone"
+
+
+async def test_a_bootstrap_peer_that_comes_back_is_met_again(tmp_path: Path) -> None:
+    """Also while others are there to talk to: a network that fell apart grows together."""
+    async with open_node(tmp_path / "first", options()) as first:
+        listen = (first.network.addresses()[0],)
+        bootstrap = (address_of(first),)
+    async with (
+        open_node(tmp_path / "third", options(3)) as third,
+        open_node(tmp_path / "second", replace(options(2, third), bootstrap=bootstrap)) as second,
+    ):
+        await acquainted(second, third)
+        for _ in range(2):
+            async with open_node(tmp_path / "first", replace(options(), listen=listen)) as again:
+                await until(lambda: first.peer_id in second.network.connected())
+                assert again.peer_id == first.peer_id
+            await until(lambda: first.peer_id not in second.network.connected())
