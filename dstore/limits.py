@@ -17,7 +17,6 @@ BLOCK_BYTES_MAX: Final = 2 * MIB
 DIGEST_BYTES_MIN: Final = 20
 DIGEST_BYTES_MAX: Final = 128
 IDENTITY_BYTES_MAX: Final = 128  # IPIP-0512
-CID_BYTES_MAX: Final = 4 * 10 + DIGEST_BYTES_MAX
 CID_TEXT_CHARS_MAX: Final = 512
 # A balanced tree of 1,024 links has depth 4 at 1 TiB; 174 links, depth 6.  HAMTs use one
 # level per 8 hash bits; trees of directories are as deep as people make them.
@@ -49,7 +48,6 @@ DOMAIN_BYTES_MAX: Final = 128
 CLOCK_SKEW_SECONDS_MAX: Final = 600
 LEASE_SECONDS: Final = 30 * 86_400
 PIN_SECONDS_DEFAULT: Final = 365 * 86_400
-TRASH_SECONDS: Final = 30 * 86_400
 
 # --- Transport -------------------------------------------------------------------------
 NOISE_PLAINTEXT_BYTES_MAX: Final = 65_535 - 16
@@ -191,7 +189,6 @@ AT_RISK_SECONDS: Final = 3600  # with no fragment to spare
 # --- Storage ---------------------------------------------------------------------------
 SMALL_BLOCK_BYTES: Final = 32 * KIB  # below: SQLite; at or above: a file of its own
 COMMIT_BATCH_BLOCKS_MAX: Final = 1024
-COMMIT_BATCH_BYTES_MAX: Final = 64 * MIB
 RESERVE_INODES: Final = 10_000  # kept free, or 1 % where a file system has few
 QUARANTINE_BLOCKS_MAX: Final = 256  # damaged blocks kept as evidence
 PRIVATE_FILE_BYTES_MAX: Final = 64 * KIB  # a key or api.json
@@ -239,7 +236,6 @@ FETCH_BATCH_BYTES_MAX: Final = 4 * MIB  # large ones: a late block waits for few
 FETCH_PEERS_TRACKED_MAX: Final = 4096
 PEER_COOL_OFF_SECONDS: Final = 5  # after a failure others go first; doubles each time
 PEER_COOL_OFF_SECONDS_MAX: Final = 300
-RETRIEVE_SECONDS: Final = 30  # until the first byte; the gateway answers 504 then
 
 PEERS_LISTED_MAX: Final = 1000
 KEEPER_SECONDS: Final = 600
@@ -269,7 +265,6 @@ HEALTH_SECONDS: Final = 5  # for the stores to answer /healthz
 WORKER_FAILURES_BROKEN: Final = 3  # in a row, and background work counts as broken
 API_PROGRESS_SECONDS: Final = 0.2  # between two progress lines
 API_TREE_TASKS: Final = 16  # entries of a directory looked at together
-CLI_CONNECT_SECONDS: Final = 5
 CLI_ANSWER_SECONDS: Final = 600  # without a byte from the daemon
 DEVNET_NODES_MAX: Final = 64
 DEVNET_UP_SECONDS: Final = 60  # for all processes to be ready, then again to be connected

@@ -178,7 +178,7 @@ class NoiseSession(BaseSession):  # type: ignore[misc] # libp2p is untyped
         await _send_all(self._connection.write, self._seal(frames))
 
     def rest(self) -> None:
-        """Give back the write buffer: nothing is to be sent for now."""
+        """Give back the write buffer: nothing waits to be sent."""
         self._sealed = bytearray()
 
     def _open_complete(self) -> list[bytes]:
