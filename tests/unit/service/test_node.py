@@ -58,7 +58,7 @@ async def read(node: Node, root: CID) -> bytes:
 
 async def until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(30):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the node has no event for this
             await trio.sleep(0.01)
 
 
