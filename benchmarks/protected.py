@@ -75,8 +75,8 @@ def dstore(*words: str) -> Any:
 
 
 @contextmanager
-def devnet(directory: Path) -> Iterator[list[dict[str, Any]]]:
-    dstore("devnet", "up", "-n", str(NODES), "--dir", str(directory))
+def devnet(directory: Path, nodes: int = NODES) -> Iterator[list[dict[str, Any]]]:
+    dstore("devnet", "up", "-n", str(nodes), "--dir", str(directory))
     try:
         yield dstore("devnet", "status", "--dir", str(directory))["nodes"]
     finally:
