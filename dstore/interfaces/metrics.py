@@ -154,6 +154,7 @@ class _NodeCollector(Collector):
             "dstore_connected_peers", "Peers with a connection", len(node.network.connected())
         )
         yield _gauge("dstore_dht_peers", "Peers in the DHT routing table", node.routing.table_size)
+        yield _gauge("dstore_dht_records", "Provider records kept for others", node.routing.records)
         if self.stored.status is not None:
             yield _gauge(
                 "dstore_uptime_seconds",
