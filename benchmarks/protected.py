@@ -108,15 +108,15 @@ def fresh_gateway(home: Path, nodes: list[dict[str, Any]]) -> Iterator[tuple[Rol
 
 def get(gateway: str, cid: str, start: int, size: int, digest: str) -> tuple[float, float]:
     """Seconds to the first byte of a range and to its end; checks the bytes."""
-    found, buffer, got = hashlib.sha256(), bytearray(MIB), 0
+    found, buffer = hashlib.sha256(), bytearray(MIB)
     connection = http.client.HTTPConnection(urlsplit(gateway).netloc, timeout=120)
     begun = time.perf_counter()
     headers = {"Range": f"bytes={start}-{start + size - 1}"}
     connection.request("GET", f"/ipfs/{cid}", headers=headers)
     response = connection.getresponse()
-    first = 0.0
+    found.update(piece := response.read1(MIB))
+    first, got = time.perf_counter() - begun, len(piece)
     while count := response.readinto(buffer):
-        first = first or time.perf_counter() - begun
         found.update(memoryview(buffer)[:count])
         got += count
     seconds = time.perf_counter() - begun

@@ -50,6 +50,9 @@ class HostStream:
     def read_some(self, max_bytes: int = STREAM_READ_BYTES_MAX) -> Coroutine[Any, Any, bytes]:
         return self._stream.read_some(max_bytes)
 
+    def read_pieces(self, max_bytes: int) -> Coroutine[Any, Any, list[bytes]]:
+        return self._stream.read_pieces(max_bytes)
+
     def write(self, data: bytes | bytearray | memoryview) -> Coroutine[Any, Any, None]:
         return self._stream.write(data)
 

@@ -7,7 +7,7 @@ error leaves the stream good for `reset` only.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import trio
@@ -41,13 +41,18 @@ class _PatientReads:
         self.heard: Callable[[], None] = lambda: None
 
     async def read_some(self, max_bytes: int = STREAM_READ_BYTES_MAX) -> bytes:
+        return await self._patiently(self.stream.read_some, max_bytes)
+
+    async def read_pieces(self, max_bytes: int) -> Sequence[bytes]:
+        return await self._patiently(self.stream.read_pieces, max_bytes)
+
+    async def _patiently(self, read: Callable[[int], Awaitable[T]], max_bytes: int) -> T:
         patience_seconds, self.patience_seconds = self.patience_seconds, PROGRESS_SECONDS
-        with trio.move_on_after(patience_seconds) as scope:
-            data = await self.stream.read_some(max_bytes)
-        if scope.cancelled_caught:
-            raise DeadlineExceeded(f"{self.peer} sent nothing for {patience_seconds:g} s")
-        self.heard()
-        return data
+        with trio.move_on_after(patience_seconds):
+            data = await read(max_bytes)
+            self.heard()
+            return data
+        raise DeadlineExceeded(f"{self.peer} sent nothing for {patience_seconds:g} s")
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         await self.stream.write(data)

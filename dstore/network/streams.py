@@ -34,6 +34,11 @@ class Stream(Protocol):
         Raises ConnectionLost when the stream was reset or its connection was lost."""
         ...
 
+    async def read_pieces(self, max_bytes: int) -> Sequence[bytes]:
+        """What has come, as `read_some`, but in the pieces in which it came: whoever wants
+        many bytes has them in few calls and without a copy.  Empty after the peer's end."""
+        ...
+
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Hand over all of `data`, waiting while the peer's window is full.
         Raises ConnectionLost."""
@@ -137,14 +142,12 @@ class BufferedReader:
             parts.append(memoryview(self._chunk)[start:])
         self._chunk, self._position = b"", 0
         while missing:
-            piece = await self._stream.read_some(min(missing, STREAM_READ_BYTES_MAX))
-            if not piece:
+            pieces = await self._stream.read_pieces(missing)
+            if not pieces:
                 raise ConnectionLost(f"stream ended {missing} bytes short of {size}")
-            if len(piece) == size:
-                return piece
-            parts.append(piece)
-            missing -= len(piece)
-        return b"".join(parts)
+            parts += pieces
+            missing -= sum(map(len, pieces))
+        return parts[0] if len(parts) == 1 and type(parts[0]) is bytes else b"".join(parts)
 
     async def read_message(self, bytes_max: int) -> bytes | None:
         """The next varint-length-prefixed message, None at a clean end of the stream.

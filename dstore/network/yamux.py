@@ -1,8 +1,7 @@
-"""Our yamux muxer as py-libp2p sees it: a thin driver around `core/yamux.py`.
+"""A yamux session over a secured connection: a thin driver around `core/yamux.py`.
 
 One task reads, one writes what is queued, one keeps alive; no lock and no task per frame
 stand between them.  The rules of the protocol are in the state machine, not here.
-Plugs in with `host.get_network().upgrader.muxer_multistream = YamuxMuxer()`.
 """
 
 from __future__ import annotations
@@ -15,9 +14,7 @@ from libp2p.abc import IMuxedConn, ISecureConn
 from libp2p.connection_types import ConnectionType
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
-from libp2p.protocol_muxer.exceptions import MultiselectError
 from libp2p.stream_muxer.exceptions import MuxedConnError, MuxedConnUnavailable
-from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
 from multiaddr import Multiaddr
 
 from dstore.core.yamux import YamuxConnection, YamuxLimits
@@ -47,7 +44,6 @@ __all__ = [
     "StreamLost",
     "StreamShut",
     "StreamsExhausted",
-    "YamuxMuxer",
     "YamuxSession",
     "YamuxStream",
 ]
@@ -333,24 +329,3 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
         if self.on_close is not None:
             with trio.move_on_after(CLOSE_SECONDS):
                 await self.on_close()
-
-
-class YamuxMuxer(MuxerMultistream):  # type: ignore[misc] # libp2p is untyped
-    """Negotiates /yamux/1.0.0, nothing else, and makes `YamuxSession`s.
-
-    `host.get_network().upgrader.muxer_multistream = YamuxMuxer()`
-    """
-
-    def __init__(self) -> None:
-        super().__init__({YAMUX_PROTOCOL: YamuxSession}, NEGOTIATE_SECONDS)
-
-    async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
-        """A session that `start` must run.  Raises MultiselectError."""
-        try:
-            protocol, _ = await self._selector.select(
-                conn, conn.is_initiator, self.negotiate_timeout
-            )
-        except ValueError as error:
-            # What the peer said was not even text.
-            raise MultiselectError(f"malformed muxer negotiation: {error}") from error
-        return self._annotate_connection(YamuxSession(conn, peer_id), conn, protocol)

@@ -59,29 +59,54 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc] # libp2p is untyped
     async def read_some(self, max_bytes: int = STREAM_READ_BYTES_MAX) -> bytes:
         """At least one byte, at most `max_bytes`; b"" after the peer closed its side.
         Raises StreamLost, or StreamShut after `close`."""
+        if not await self._wait_readable():
+            return b""
+        data = self._take(max_bytes)
+        self._consumed(len(data))
+        return data
+
+    async def read_pieces(self, max_bytes: int) -> list[bytes]:
+        """As `read_some`, all that has come up to `max_bytes`, as it came."""
+        if not await self._wait_readable():
+            return []
+        pieces: list[bytes] = []
+        left = max_bytes
+        while self._chunks and left:
+            piece = self._take(left)
+            pieces.append(piece)
+            left -= len(piece)
+        self._consumed(max_bytes - left)
+        return pieces
+
+    async def _wait_readable(self) -> bool:
+        """Until something has come; False after the peer's end."""
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self._chunks:
             if self._shut:
                 raise StreamShut(f"stream {self.stream_id} is closed")
             if self._ended:
                 self._forget_if_over()
-                return b""
+                return False
             if self._lost is not None:
                 raise StreamLost(self._lost)
             if self._readable.is_set():
                 self._readable = trio.Event()
             await self._readable.wait()
+        return True
+
+    def _take(self, max_bytes: int) -> bytes:
+        """The next piece, or the front of it."""
         chunk = self._chunks[0]
         if len(chunk) <= max_bytes:
             self._chunks.popleft()
-            data = chunk if type(chunk) is bytes else bytes(chunk)
-        else:
-            view = memoryview(chunk)
-            data = bytes(view[:max_bytes])
-            self._chunks[0] = view[max_bytes:]
-        self._core.consumed(self.stream_id, len(data))
+            return chunk if type(chunk) is bytes else bytes(chunk)
+        view = memoryview(chunk)
+        self._chunks[0] = view[max_bytes:]
+        return bytes(view[:max_bytes])
+
+    def _consumed(self, size: int) -> None:
+        self._core.consumed(self.stream_id, size)
         self.muxed_conn.operated()
-        return data
 
     async def read(self, n: int | None = None) -> bytes:
         """libp2p's read: as `read_some`, but MuxedStreamEOF after the peer's end."""

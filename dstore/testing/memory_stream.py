@@ -159,6 +159,10 @@ class MemoryStream:
             arrival = math.inf if silent else self._in.next_arrival()
             await self._wire.wait_until(min(arrival, self._reset_due()))
 
+    async def read_pieces(self, max_bytes: int) -> list[bytes]:
+        piece = await self.read_some(min(max_bytes, STREAM_READ_BYTES_MAX))
+        return [piece] if piece else []
+
     def _take(self, max_bytes: int) -> bytes:
         pipe = self._in
         chunk = pipe.chunks[0][1]

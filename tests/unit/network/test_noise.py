@@ -14,7 +14,6 @@ from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.peer.id import ID
 from libp2p.security.exceptions import HandshakeFailure
 from libp2p.security.noise.transport import Transport
-from libp2p.stream_muxer.exceptions import MuxedConnError
 
 from dstore.core.yamux_frames import HEADER
 from dstore.errors import ConnectionLost, ProtocolViolation
@@ -25,8 +24,8 @@ from dstore.limits import (
     YAMUX_FRAME_BYTES_MAX,
     YAMUX_HEADER_BYTES,
 )
-from dstore.network.noise import NoiseSession, NoiseTransport
-from dstore.network.yamux import YamuxMuxer, YamuxSession
+from dstore.network.noise import NoiseTransport
+from dstore.network.yamux import YamuxSession
 
 
 class Raw:
@@ -265,22 +264,15 @@ class TestFaults:
 
 @asynccontextmanager
 async def muxed() -> AsyncIterator[tuple[YamuxSession, YamuxSession]]:
-    """Two running sessions over Noise, by way of `YamuxMuxer`."""
-    a, b, _, _ = await handshake(ours(), ours())
-    made: dict[str, YamuxSession] = {}
-
-    async def negotiate(name: str, session: NoiseSession) -> None:
-        made[name] = await YamuxMuxer().new_conn(session, session.get_remote_peer())
-
+    """Two running sessions over Noise."""
+    secured = await handshake(ours(), ours())
+    a, b = (YamuxSession(one, one.get_remote_peer()) for one in secured[:2])
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(negotiate, "a", a)
-        nursery.start_soon(negotiate, "b", b)
-    async with trio.open_nursery() as nursery:
-        for session in made.values():
-            nursery.start_soon(session.start)
-        yield made["a"], made["b"]
-        await made["a"].close()
-        await made["b"].event_closed.wait()
+        nursery.start_soon(a.start)
+        nursery.start_soon(b.start)
+        yield a, b
+        await a.close()
+        await b.event_closed.wait()
 
 
 async def test_streams_over_noise() -> None:
@@ -307,12 +299,3 @@ async def test_a_flipped_bit_loses_the_connection_not_the_node() -> None:
         assert "not authentic" in b.ending
         with pytest.raises(ConnectionLost):
             await near.read_some()
-
-
-async def test_nonsense_in_the_negotiation_of_the_muxer_is_refused() -> None:
-    a, b, _, _ = await handshake(ours(), ours())
-    await a.write(b"\x04\xff\xfe\xfd\n")
-    with pytest.raises(Exception) as caught:  # libp2p's several kinds
-        await YamuxMuxer().new_conn(b, b.get_remote_peer())
-    assert type(caught.value).__module__.startswith("libp2p.protocol_muxer")
-    assert not isinstance(caught.value, MuxedConnError)

@@ -60,6 +60,23 @@ class TestStreams:
                 got += piece
             assert got == data
 
+    async def test_pieces_come_as_they_came_and_no_more_than_is_asked(self) -> None:
+        async with sessions() as (a, b, _):
+            near, far = await stream_pair(a, b)
+            data = pattern(20_000)
+            for start in range(0, len(data), 5000):
+                await near.write(data[start : start + 5000])
+            await trio.testing.wait_all_tasks_blocked()
+            assert await far.read_pieces(12_000) == [
+                data[:5000],
+                data[5000:10_000],
+                data[10_000:12_000],
+            ]
+            assert b"".join(await far.read_pieces(1 << 20)) == data[12_000:]
+            await near.close_write()
+            assert await far.read_pieces(1) == []
+            assert b.core.unread_bytes == 0
+
     async def test_many_small_frames_are_kept_joined(self) -> None:
         async with sessions() as (a, b, _):
             near, far = await stream_pair(a, b)
