@@ -228,7 +228,14 @@ SEGMENTS_IN_MEMORY: Final = 8  # decoded, a few megabytes each
 SESSIONS_MAX: Final = 64  # roots of which holders are remembered
 SESSION_SECONDS: Final = 300
 PREFETCH_NODES: Final = 8
-HEDGE_SECONDS: Final = 0.5  # a block this late is asked of somebody else too
+HEDGE_SECONDS: Final = 0.5  # anything else this late is asked of somebody else too
+# A block is asked of somebody else too after so many times what its peer took lately, within
+# these; the least is above what a busy event loop costs.
+HEDGE_FACTOR: Final = 4
+HEDGE_SECONDS_MIN: Final = 0.1
+HEDGE_SECONDS_MAX: Final = HEDGE_SECONDS
+HEDGE_SECONDS_UNKNOWN: Final = 0.25  # of a peer that has not answered yet
+ESTIMATE_WEIGHT: Final = 0.25  # of the newest answer in a peer's averages
 FETCH_BLOCK_SECONDS: Final = 30
 FETCH_STREAMS_PER_PEER: Final = 2  # one request travels while the other's answer streams
 FETCH_BATCH_BLOCKS_MAX: Final = 256  # small blocks: few round trips
@@ -282,6 +289,7 @@ assert FETCH_BATCH_BYTES_MAX * FETCH_STREAMS_PER_PEER <= PEER_MEMORY_BYTES_MAX
 assert FETCH_BATCH_BLOCKS_MAX <= GET_BLOCKS_MAX
 assert REPROVIDE_SECONDS * 2 < PROVIDER_SECONDS
 assert KEEPALIVE_SECONDS + KEEPALIVE_TIMEOUT_SECONDS < 30
+assert HEDGE_SECONDS_MIN < HEDGE_SECONDS_UNKNOWN < HEDGE_SECONDS_MAX
 assert REQUEST_SECONDS < PROGRESS_SECONDS < IDLE_STREAM_SECONDS
 assert KAD_SUSPECT_SLOW_SECONDS_MIN < KAD_SLOW_SECONDS_MIN < KAD_SLOW_SECONDS_MAX
 assert KAD_SLOW_SECONDS_MAX < KAD_REQUEST_SECONDS < KAD_LOOKUP_SECONDS
