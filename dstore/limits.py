@@ -135,7 +135,7 @@ MESSAGE_SECONDS: Final = 120  # for one whole message or block: a slower peer is
 WORKING_SECONDS: Final = 1  # between signs of life while a disk or a check takes long
 # A holder that says nothing for so long while a slot is brought to it is dead or stopped, and
 # the slot goes to another within the five seconds that an add may stand still.
-SLOT_SILENCE_SECONDS: Final = 3
+SLOT_SILENCE_SECONDS: Final = 2.5
 WORKING_TOTAL_SECONDS: Final = 600  # signs of life alone are believed this long
 FRAGMENT_STREAMS_IDLE_PER_PEER_MAX: Final = 4
 FRAGMENT_STREAMS_IDLE_MAX: Final = 256
