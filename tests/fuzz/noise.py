@@ -147,8 +147,8 @@ def session(data: bytes) -> None:
             honest = honest and number == len(sealed)
             sealed.append(len(message).to_bytes(2, "big") + message)
             plain += body if honest else b""
-        else:
-            sealed.append(script.take(size % 64))
+        elif junk := script.take(size % 64):
+            sealed.append(junk)
             honest = False
     stream = bytearray(b"".join(sealed))
     if mangled > 200 and stream:
