@@ -6,6 +6,8 @@ Nothing here deletes a slot: an ended pin record only stops the extension of its
 
 from __future__ import annotations
 
+import trio
+
 from dstore.limits import KEEPER_SECONDS, KEEPER_SLOTS_PER_STEP, RESERVATION_SECONDS
 from dstore.runtime import Runtime
 from dstore.service.leases import Leases
@@ -21,7 +23,7 @@ class Keeper:
         self._stores = stores
         self._leases = leases
         self._runtime = runtime
-        self._orphans = Orphans(stores, runtime.clock)
+        self._orphans = Orphans(stores)
         self.worker = Worker("keeper", self.step)
 
     async def step(self) -> float:
@@ -30,7 +32,7 @@ class Keeper:
         await run(self._expire_reservations)
         for row in await run(self._leases.ending, KEEPER_SLOTS_PER_STEP):
             await run(self._leases.renew, row.segment, row.slot, (row.owner,))
-        await run(self._orphans.step)
+        await run(self._orphans.step, trio.current_time())
         return KEEPER_SECONDS
 
     def _expire_reservations(self) -> None:
