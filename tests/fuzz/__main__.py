@@ -58,26 +58,22 @@ def search(name: str, seconds: float, seed: int) -> Outcome:
     folder = WORK / name
     corpus.unpack(name, folder)
     with tempfile.TemporaryDirectory(prefix="dstore-fuzz-") as found:
-        done = _engine(name, str(folder), found, f"--seconds={seconds}", f"--seed={seed}")
+        status, log = _engine(name, folder, found, seconds, seed)
         broke = [path.read_bytes() for path in Path(found).iterdir()]
-    return Outcome(name, done.returncode, done.stdout, broke[0] if broke else None)
+    return Outcome(name, status, log, broke[0] if broke else None)
 
 
 def keep(name: str) -> int:
     """Choose the inputs that reach everything that `.fuzz/` reaches; how many."""
-    with tempfile.TemporaryDirectory(prefix="dstore-fuzz-") as work:
-        chosen, found = Path(work, "chosen"), Path(work, "found")
-        chosen.mkdir()
-        found.mkdir()
-        done = _engine(name, str(WORK / name), str(found), f"--merge-into={chosen}")
-        if done.returncode:
-            raise SystemExit(f"{name}: the inputs cannot be merged:\n{done.stdout[-4000:]}")
-        return corpus.write(name, (path.read_bytes() for path in chosen.iterdir()))
+    folder = WORK / name
+    corpus.unpack(name, folder)
+    return corpus.write(name, corpus.choose(name, [one.read_bytes() for one in folder.iterdir()]))
 
 
-def _engine(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    seconds = next((float(a[10:]) for a in arguments if a.startswith("--seconds=")), 600)
-    return subprocess.run(
+def _engine(name: str, folder: Path, found: str, seconds: float, seed: int) -> tuple[int, str]:
+    """Status and log of a process that searches."""
+    arguments = [str(folder), found, f"--seconds={seconds}", f"--seed={seed}"]
+    done = subprocess.run(
         [sys.executable, "-m", "tests.fuzz.engine", name, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -87,6 +83,7 @@ def _engine(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=seconds + _START_SECONDS,
         check=False,
     )
+    return done.returncode, done.stdout
 
 
 def _report(outcome: Outcome) -> None:

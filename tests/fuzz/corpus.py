@@ -7,13 +7,18 @@ by the coverage that they add, and may be chosen anew.
 from __future__ import annotations
 
 import hashlib
+import sys
 from base64 import b64decode, b64encode
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
 
 from tests.fuzz.target import load
 
 FOLDER = Path(__file__).parent / "corpus"
+_CODE = str(Path(__file__).parents[2] / "dstore")
+Trace = Callable[[FrameType, str, Any], Any]
 TARGET_BYTES_MAX = 12_000  # of one target's inputs, what broke something apart
 
 
@@ -49,6 +54,45 @@ def write(name: str, chosen: Iterable[bytes]) -> int:
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{name}.txt").write_text("".join(f"{line}\n" for _, line in lines), "ascii")
     return len(found)
+
+
+def choose(name: str, candidates: Iterable[bytes]) -> list[bytes]:
+    """Those of the candidates, shortest first, that reach steps from one line of dstore to
+    another which neither the seeds nor those before them reach."""
+    check, chosen = load(name).check, []
+    reached = set().union(*(steps(check, data) for data in load(name).seeds()))
+    for data in sorted(set(candidates), key=lambda data: (len(data), data)):
+        new = steps(check, data) - reached
+        if new:
+            chosen.append(data)
+            reached |= new
+    return chosen
+
+
+def steps(check: Callable[[bytes], None], data: bytes) -> set[tuple[CodeType, int, int]]:
+    """The steps between lines that a check of the input makes in dstore's code."""
+    found: set[tuple[CodeType, int, int]] = set()
+
+    def enter(frame: FrameType, event: str, argument: object) -> Trace | None:
+        code, last = frame.f_code, 0
+        if not code.co_filename.startswith(_CODE):
+            return None
+
+        def step(frame: FrameType, event: str, argument: object) -> Trace:
+            nonlocal last
+            found.add((code, last, frame.f_lineno))
+            last = frame.f_lineno
+            return step
+
+        return step
+
+    before = sys.gettrace()
+    sys.settrace(enter)
+    try:
+        check(data)
+    finally:
+        sys.settrace(before)
+    return found
 
 
 def unpack(name: str, folder: Path) -> None:

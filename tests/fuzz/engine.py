@@ -43,7 +43,7 @@ def checker(target: Target) -> Callable[[bytes], None]:
     return one
 
 
-def run_guided(name: str, folder: Path, found: Path, flags: list[str], seed: int) -> None:
+def run_guided(name: str, folder: Path, found: Path, seconds: float, seed: int) -> None:
     """Hand over to libFuzzer, which never returns."""
     import atheris
 
@@ -62,7 +62,7 @@ def run_guided(name: str, folder: Path, found: Path, flags: list[str], seed: int
         "-rss_limit_mb=1024",
         "-timeout=30",
         "-print_final_stats=1",
-        *flags,
+        f"-max_total_time={seconds:g}",
     ]
     atheris.Setup([sys.argv[0], *given, str(folder)], checker(target), **options)
     atheris.Fuzz()
@@ -102,14 +102,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--blind", action="store_true", help="even where atheris is")
-    parser.add_argument("--merge-into", type=Path, help="choose inputs instead of searching")
     given = parser.parse_args()
     if given.blind or not is_guided():
         return run_blind(given.target, given.folder, given.found, given.seconds, given.seed)
-    flags = [f"-max_total_time={given.seconds:g}"]
-    if given.merge_into is not None:
-        flags = ["-merge=1", str(given.merge_into)]
-    run_guided(given.target, given.folder, given.found, flags, given.seed)
+    run_guided(given.target, given.folder, given.found, given.seconds, given.seed)
     return 0
 
 

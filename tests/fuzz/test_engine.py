@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from dstore.core import wire
+from dstore.core.cid import CID, RAW
 from dstore.core.wirecodec import decode_request, encode_request
 from dstore.errors import ProtocolViolation
 from tests.fuzz import __main__ as command
@@ -57,6 +58,15 @@ def test_inputs_that_broke_something_stay(planted: str) -> None:
     assert corpus.write(planted, [b"abc", b"longer", b"\xff", b"x" * 100_000]) == 2
     assert corpus.kept(planted) == {b"\xff": "found: why", b"longer": ""}
     assert corpus.inputs(planted) == [b"", b"abc", b"\x00" * 8, b"\xff", b"longer"]
+
+
+def test_inputs_are_chosen_by_what_they_reach() -> None:
+    """One of many that go the same way, the shortest; none that goes the way of a seed."""
+    tracer = sys.gettrace()
+    nonsense = [b"\xff" * size for size in range(1, 9)]
+    text = str(CID.of(RAW, b"y")).encode()
+    assert corpus.choose("cid", [*nonsense, text]) == [b"\xff"]
+    assert sys.gettrace() is tracer
 
 
 def test_time_and_memory_of_an_input_are_bounded() -> None:
