@@ -22,6 +22,8 @@ MODULES = {
     "wire-request": "wire",
     "wire-answer": "wire",
     "wire-upload": "wire",
+    "fragments-server": "fragments",
+    "fragments-client": "fragments",
     "yamux": "yamux",
     "noise-handshake": "noise",
     "noise-payload": "noise",
