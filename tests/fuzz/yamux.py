@@ -27,12 +27,17 @@ from dstore.core.yamux_frames import (
     StreamReset,
 )
 from dstore.errors import ConnectionLost, ProtocolViolation
-from dstore.limits import YAMUX_WINDOW_BYTES, YAMUX_WINDOW_BYTES_INITIAL
+from dstore.limits import YAMUX_WINDOW_BYTES_INITIAL
 from tests.fuzz.script import Script
 from tests.fuzz.target import Target
 
+# Small, so that a short script reaches each of them.
 _LIMITS = YamuxLimits(
-    streams_max=5, backlog_max=3, answers_max=40, memory_bytes_max=3 * YAMUX_WINDOW_BYTES
+    streams_max=5,
+    backlog_max=3,
+    answers_max=40,
+    window_bytes=2 * YAMUX_WINDOW_BYTES_INITIAL,
+    memory_bytes_max=2 * YAMUX_WINDOW_BYTES_INITIAL + 1000,
 )
 _LENGTHS = (0, 1, 12, 255, 256 * 1024, 256 * 1024 + 1, 1 << 20, (1 << 20) + 1, 1 << 31, 2**32 - 1)
 _FLAGS = (0, SYN, ACK, FIN, RST, SYN | FIN, SYN | RST, ACK | FIN, SYN | ACK, FIN | RST, 0xFFFF)
@@ -210,6 +215,10 @@ def seeds() -> Iterator[bytes]:
     yield bytes((1, 4, 0, 10, 1, 0, 1, 0, 1, 1, 1, 2, 0, 7, 1, 11, 9))
     yield bytes((0,)) + bytes((0, 0, 2, 1, 7)) * 3 + bytes((11, 9, 11, 1, 0, 0, 2, 2, 1))
     yield bytes((0,)) + bytes((0, 1, 1, 1, 0, 1, 1, 0, 0, 204)) * 2
+    full = bytes((0, 254))  # no flags, 256 KiB
+    streams = [bytes((0, stream, 1, 1, 0, 1, stream, 0)) + full for stream in (1, 3, 5)]
+    yield bytes((0,)) + b"".join(streams)  # more than may be unread
+    yield bytes((0, 0, 1, 1, 1, 0, 8, 1)) + (bytes((1, 1, 0)) + full) * 4  # after a close
 
 
 TARGETS = {"yamux": Target(yamux, seeds, bytes_max=1024)}
