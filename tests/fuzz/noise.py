@@ -15,6 +15,7 @@ from typing import Any
 import trio
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.secp256k1 import create_new_key_pair as create_secp256k1_key_pair
 from libp2p.crypto.x25519 import X25519PrivateKey
 from libp2p.peer.id import ID
 from libp2p.security.exceptions import HandshakeFailure
@@ -194,6 +195,8 @@ def handshakes() -> Iterator[bytes]:
 def payloads() -> Iterator[bytes]:
     yield _HONEST
     yield NoiseHandshakePayload(_US.libp2p_privkey.get_public_key(), bytes(64)).serialize()
+    other = create_secp256k1_key_pair(bytes(range(1, 33))).public_key
+    yield NoiseHandshakePayload(other, bytes(70)).serialize()
     yield b"\x22\x08\x0a\x06/yamux"  # extensions
 
 

@@ -11,6 +11,7 @@ from dstore.core.cid import CID, RAW
 from dstore.core.pinrecord import open_lease
 from dstore.limits import (
     LEASE_SECONDS,
+    MESSAGE_SECONDS,
     ORPHAN_SECONDS,
     ORPHANS_WALKED_PER_STEP,
     RESERVATION_SECONDS,
@@ -129,6 +130,30 @@ async def test_a_reservation_ends_after_its_idle_time_and_its_blocks_go(tmp_path
         assert not any(here.has([*root.slot(0), *documents(root.manifest.cid, root.segment.cid)]))
         assert all(here.has(kept.slot(0)))
         assert here.stores.catalog.reserved_bytes() == 0
+
+
+async def test_a_clock_that_was_set_ends_no_upload(tmp_path: Path) -> None:
+    root = protect()
+    async with open_single_holder(tmp_path) as here:
+        work = keeper(here)
+        reception = await here.accept(root, 0)
+        here.clock.time += 2 * DAY
+        await work.step()
+        assert len(here.stores.catalog.held_slots()) == 1
+        # Whoever goes on is seen by the next step; who does not is gone then.
+        await reception.store([(0, root.blocks[reception.expected(0)[0]])])
+        await work.step()
+        assert len(here.stores.catalog.held_slots()) == 1
+        here.clock.time -= 2 * DAY
+        await work.step()
+        here.clock.time += 2 * DAY
+        await work.step()
+        here.clock.time += MESSAGE_SECONDS
+        for _ in range(RESERVATION_SECONDS // MESSAGE_SECONDS):
+            await work.step()
+            here.clock.time += MESSAGE_SECONDS
+        await work.step()
+        assert here.stores.catalog.held_slots() == []
 
 
 def documents(*cids: CID) -> list[Block]:
