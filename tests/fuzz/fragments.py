@@ -53,29 +53,30 @@ _SENT = [
     frame(encode_upload(wire.Fragment(1, 4))) + b"zero",
 ]
 # What a server may answer.
+_ANSWERS: list[wire.Answer] = [
+    wire.Hello("x", wire.Role.STORAGE, 1, 1, 1),
+    wire.Manifests((_MANIFEST,), (b"record",)),
+    wire.Holding(_SEGMENT, (wire.HeldSlot(2, True),)),
+    wire.Unchanged(_SEGMENT),
+    wire.Wanted(_MANIFEST),
+    wire.Wanted(_BLOCKS[0][0]),
+    wire.Accepted((0, 1, 2)),
+    wire.Accepted(()),
+    wire.Accepted((1, 9)),
+    wire.Stored(1),
+    wire.Stored(3),
+    wire.SlotAnswer(_SEGMENT, 2, lease=b"lease"),
+    wire.SlotAnswer(_SEGMENT, 2, refusal=Refusal.FULL),
+    wire.SlotAnswer(_SEGMENT, 2),
+    wire.Stopped(),
+    wire.Working(),
+    wire.Refusing(Refusal.BUSY, "busy"),
+    *(wire.BlockHeader(cid, None) for cid, _ in _BLOCKS),
+]
 _ANSWERED = [
-    frame(encode_answer(answer))
-    for answer in (
-        wire.Hello("x", wire.Role.STORAGE, 1, 1, 1),
-        wire.Manifests((_MANIFEST,), (b"record",)),
-        wire.Holding(_SEGMENT, (wire.HeldSlot(2, True),)),
-        wire.Unchanged(_SEGMENT),
-        wire.Wanted(_MANIFEST),
-        wire.Wanted(_BLOCKS[0][0]),
-        wire.Accepted((0, 1, 2)),
-        wire.Accepted(()),
-        wire.Accepted((1, 9)),
-        wire.Stored(1),
-        wire.Stored(3),
-        wire.SlotAnswer(_SEGMENT, 2, lease=b"lease"),
-        wire.SlotAnswer(_SEGMENT, 2, refusal=Refusal.FULL),
-        wire.SlotAnswer(_SEGMENT, 2),
-        wire.Stopped(),
-        wire.Working(),
-        wire.Refusing(Refusal.BUSY, "busy"),
-        *(wire.BlockHeader(cid, None) for cid, _ in _BLOCKS),
-    )
-] + [frame(encode_answer(wire.BlockHeader(cid, len(data)))) + data for cid, data in _BLOCKS]
+    *(frame(encode_answer(answer)) for answer in _ANSWERS),
+    *(frame(encode_answer(wire.BlockHeader(cid, len(data)))) + data for cid, data in _BLOCKS),
+]
 
 
 def _messages(script: Script, legal: list[bytes]) -> Iterator[bytes]:
