@@ -34,9 +34,25 @@ def negotiate(data: bytes) -> None:
     else:
         assert agreed in _PROTOCOLS
         assert sent[: stream.position].endswith(agreed.encode() + b"\n")
-    # The answers do not grow with what was asked.
+    # The answers do not grow with what was asked, and no length is trusted.
     assert stream.written <= 64 + NEGOTIATE_PROPOSALS_MAX * 32
-    assert stream.position <= (NEGOTIATE_PROPOSALS_MAX + 1) * (NEGOTIATE_MESSAGE_BYTES_MAX + 2)
+    assert stream.position <= _legal_bytes(sent)
+
+
+def _legal_bytes(sent: bytes) -> int:
+    """Up to where messages of legal length go, the first that is not with its length only."""
+    position = 0
+    for _ in range(NEGOTIATE_PROPOSALS_MAX + 1):
+        head = sent[position : position + 2]
+        size = head[0] if len(head) and head[0] < 0x80 else None
+        position += 1
+        if size is None:
+            position += 1
+            size = (head[0] & 0x7F | head[1] << 7) if len(head) == 2 else 0
+        if not 0 < size <= NEGOTIATE_MESSAGE_BYTES_MAX:
+            break
+        position += size
+    return position
 
 
 def frames(data: bytes) -> None:
@@ -71,6 +87,7 @@ def negotiations() -> Iterator[bytes]:
             yield bytes((how, piece)) + head + line("na") + line(_PROTOCOLS[1])
     yield bytes((0, 9)) + head + line("ls") + line("/x/" + "y" * 130)
     yield bytes((0, 9)) + head + line("/none/1.0.0") * 33
+    yield bytes((0, 255)) + head + line("/" + "y" * NEGOTIATE_MESSAGE_BYTES_MAX)
 
 
 def framed() -> Iterator[bytes]:

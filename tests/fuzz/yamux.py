@@ -37,7 +37,7 @@ _LIMITS = YamuxLimits(
     backlog_max=3,
     answers_max=40,
     window_bytes=2 * YAMUX_WINDOW_BYTES_INITIAL,
-    memory_bytes_max=2 * YAMUX_WINDOW_BYTES_INITIAL + 1000,
+    memory_bytes_max=3 * YAMUX_WINDOW_BYTES_INITIAL - 1000,
 )
 _LENGTHS = (0, 1, 12, 255, 256 * 1024, 256 * 1024 + 1, 1 << 20, (1 << 20) + 1, 1 << 31, 2**32 - 1)
 _FLAGS = (0, SYN, ACK, FIN, RST, SYN | FIN, SYN | RST, ACK | FIN, SYN | ACK, FIN | RST, 0xFFFF)
@@ -132,6 +132,7 @@ class _Driver:
             assert event.stream_id in self.open
             assert event.stream_id not in self.ended
             self.unread[event.stream_id] += len(event.data)
+            assert self.unread[event.stream_id] <= _LIMITS.window_bytes
         elif isinstance(event, StreamEnded):
             assert event.stream_id in self.open
             assert event.stream_id not in self.ended
