@@ -52,7 +52,8 @@ def write(name: str, chosen: Iterable[bytes]) -> int:
         for data, remark in found.items()
     )
     FOLDER.mkdir(exist_ok=True)
-    (FOLDER / f"{name}.txt").write_text("".join(f"{line}\n" for _, line in lines), "ascii")
+    if found:
+        (FOLDER / f"{name}.txt").write_text("".join(f"{line}\n" for _, line in lines), "ascii")
     return len(found)
 
 

@@ -119,6 +119,12 @@ def kad_messages() -> Iterator[bytes]:
     for kind in MessageType:
         yield encode_message(KadMessage(kind, b"key", peers[:2], peers[1:]))
     yield encode_message(KadMessage(MessageType.PING))
+    # Messages end to end are one with the lists of both: more peers than are taken.
+    many = [KadPeer(PeerId.of_ed25519(bytes((number,)) * 32)) for number in range(24)]
+    yield b"".join(
+        encode_message(KadMessage(MessageType.FIND_NODE, b"k", tuple(part)))
+        for part in (many[:12], many[12:])
+    )
 
 
 def identify_messages() -> Iterator[bytes]:
