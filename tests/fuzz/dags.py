@@ -135,7 +135,7 @@ def _block(script: Script, made: list[CID]) -> tuple[CID, bytes]:
         return CID.of(DAG_CBOR, block), block
     if how % 5 == 2 and count < 4:
         inline = dagcbor.encode(links[:2])
-        if len(inline) <= 128:
+        if len(inline) < 128:  # its length is one byte
             return CID.v1(DAG_CBOR, b"\x00" + bytes((len(inline),)) + inline), inline
     message = UnixfsData(DataType.FILE, filesize=count, blocksizes=(1,) * count)
     block = encode_node(tuple(PBLink(link, "", 1) for link in links), message)
