@@ -63,6 +63,7 @@ async def _parted(seed: int, cut: set[int]) -> Counter[str]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cut", "read", "could_not"),
     [({5, 6, 7, 8}, 4, 0), ({1, 2, 3, 4, 5, 6, 7, 8}, 3, 0), ({8}, 2, 1)],
