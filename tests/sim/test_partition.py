@@ -21,7 +21,7 @@ CALM_SECONDS = 600  # so long the network is watched, before and after
 
 
 async def _parted(seed: int, cut: set[int]) -> Counter[str]:
-    """A root, a partition that leaves `cut` alone for five hours, and what came of it."""
+    """A root, a partition that leaves `cut` alone for three hours, and what came of it."""
     dice = random.Random(seed)
     data, more = dice.randbytes(3_000_000), dice.randbytes(100_000)
     options = NodeOptions(capacity_bytes=GIB, memory_cache_bytes=0)
@@ -39,7 +39,7 @@ async def _parted(seed: int, cut: set[int]) -> Counter[str]:
         usual = hub.streams_opened - started
 
         hub.partition([cluster.peer(number) for number in cut])
-        await trio.sleep(5 * HOURS)
+        await trio.sleep(3 * HOURS)
         for side in (sorted(cut), sorted(set(range(NODES)) - cut)):
             could = readable(cluster, side, result.manifest)
             for reader in {side[0], side[-1]}:
