@@ -220,6 +220,11 @@ PARITY_BATCH_BYTES: Final = 4 * MIB  # computed in one call; two batches are kep
 READ_AHEAD_BYTES: Final = 16 * MIB
 # All readers together; above it each goes on with one block at a time.
 READ_AHEAD_TOTAL_BYTES: Final = 128 * MIB
+# A root of which nothing is known is asked of so many connected peers, before any search.
+ROOT_GUESS_PEERS: Final = 8
+ROOT_GUESS_SECONDS: Final = 0.05
+ROOT_GUESS_BYTES: Final = 64 * KIB  # about what a root has
+DIRECTORIES_KEPT_BYTES: Final = MIB  # of blocks; parsed, an entry takes some 500 bytes
 ASKED_PEERS_MAX: Final = 32  # connected peers asked about a root beside the DHT
 DISCOVERY_AGAIN_SECONDS: Final = 5
 MANIFESTS_TRIED_MAX: Final = 64  # of one root, from all peers
@@ -276,7 +281,7 @@ GATEWAY_RETRY_SECONDS: Final = 10  # what clients are told to wait after a 502, 
 HEALTH_SECONDS: Final = 5  # for the stores to answer /healthz
 WORKER_FAILURES_BROKEN: Final = 3  # in a row, and background work counts as broken
 API_PROGRESS_SECONDS: Final = 0.2  # between two progress lines
-API_TREE_TASKS: Final = 16  # entries of a directory looked at together
+API_TREE_TASKS: Final = 64  # entries of a directory looked at together
 CLI_ANSWER_SECONDS: Final = 600  # without a byte from the daemon
 DEVNET_NODES_MAX: Final = 64
 DEVNET_UP_SECONDS: Final = 60  # for all processes to be ready, then again to be connected

@@ -102,15 +102,29 @@ class Race:
         late."""
         for peer in peers:
             patience_seconds = self._fetcher.patience_seconds(peer, self._size)
-            want = self._fetcher.want(peer, self._cid, self._size)
-            want.races.append(self)
-            self._pending.append(want)
+            want = self._ask(peer)
             with trio.move_on_after(patience_seconds):
                 while self._data is None and want in self._pending:
                     await self._news.wait()
             if self._data is not None:
                 return self._data
         return None
+
+    async def any(self, peers: Iterable[PeerId], seconds: float) -> bytes | None:
+        """The block, from whichever of the peers has it, all asked at once; None where none
+        has sent it in time."""
+        for peer in peers:
+            self._ask(peer)
+        with trio.move_on_after(seconds):
+            while self._data is None and self._pending:
+                await self._news.wait()
+        return self._data
+
+    def _ask(self, peer: PeerId) -> _Want:
+        want = self._fetcher.want(peer, self._cid, self._size)
+        want.races.append(self)
+        self._pending.append(want)
+        return want
 
     async def rest(self) -> bytes:
         """The block, from those that are late.  Raises the last failure where all have failed,

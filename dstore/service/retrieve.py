@@ -7,8 +7,8 @@ file is read with a bounded number of bytes ahead, whatever its size and shape.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
 import trio
@@ -26,6 +26,7 @@ from dstore.core.unixfs import (
     Node,
     Symlink,
     children_in_range,
+    listing,
     lookup,
     parse,
     parse_child,
@@ -36,6 +37,7 @@ from dstore.limits import (
     DAG_BLOCKS_MAX,
     DAG_DEPTH_MAX,
     DAG_PENDING_LINKS_MAX,
+    DIRECTORIES_KEPT_BYTES,
     PREFETCH_NODES,
     READ_AHEAD_BYTES,
     READ_AHEAD_TOTAL_BYTES,
@@ -62,6 +64,39 @@ class _Piece:
     held: bool = True
 
 
+@dataclass(slots=True)
+class _Kept:
+    """A directory's block, parsed, and which of its entries were here when that was asked."""
+
+    node: Directory | HamtShard
+    size: int
+    held: Collection[bytes] | None = None
+
+
+class _Directories:
+    """Parsed directories, the least recently used dropped first: many paths through one
+    directory parse it once."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._kept: OrderedDict[CID, _Kept] = OrderedDict()
+
+    def get(self, cid: CID) -> _Kept | None:
+        kept = self._kept.get(cid)
+        if kept is not None:
+            self._kept.move_to_end(cid)
+        return kept
+
+    def put(self, cid: CID, node: Directory | HamtShard, size: int) -> None:
+        if cid in self._kept or size > self._bytes_max:
+            return
+        self._kept[cid] = _Kept(node, size)
+        self._bytes += size
+        while self._bytes > self._bytes_max:
+            self._bytes -= self._kept.popitem(last=False)[1].size
+
+
 class Retriever:
     """Reads files, directories and blocks of any root."""
 
@@ -69,6 +104,7 @@ class Retriever:
         self._new_session = new_session
         self._read_ahead = ByteBudget(READ_AHEAD_TOTAL_BYTES)
         self._sessions: OrderedDict[CID, tuple[float, RootSession]] = OrderedDict()
+        self._directories = _Directories(DIRECTORIES_KEPT_BYTES)
 
     def session(self, root: CID) -> RootSession:
         """The session of the root: what was found out about it stays for a while."""
@@ -94,10 +130,10 @@ class Retriever:
         DeadlineExceeded, Unrecoverable.
         """
         session = self.session(root)
-        cid, passed = root, [root]
+        cid, passed, held = root, [root], True
         for at, name in enumerate(names):
             node = await self._node(session, cid)
-            below = await self._lookup(session, node, name)
+            below, held = await self._lookup(session, cid, node, name)
             if below is None:
                 path = "/".join((str(root), *names[: at + 1]))
                 if not isinstance(node, Directory | HamtShard):
@@ -105,28 +141,55 @@ class Retriever:
                 raise NotFoundError(f"/ipfs/{path} does not exist")
             cid = below
             passed.append(cid)
-        return replace(await self.entry(root, cid), path=tuple(passed))
+        return replace(await self.entry(root, cid, held=held), path=tuple(passed))
 
-    async def entry(self, root: CID, cid: CID) -> Entry:
-        """What the node `cid` of the root's DAG is.  Raises as `resolve`."""
+    async def entry(self, root: CID, cid: CID, *, held: bool = True) -> Entry:
+        """What the node `cid` of the root's DAG is; `held` as for `RootSession.block`.
+        Raises as `resolve`."""
         session = self.session(root)
         if cid.codec == DAG_CBOR:
-            return Entry(cid, "file", len(await session.block(cid)))
-        return _entry(cid, await self._node(session, cid))
+            return Entry(cid, "file", len(await session.block(cid, held=held)))
+        return _entry(cid, await self._node(session, cid, held=held))
 
-    async def _lookup(self, session: RootSession, node: Node, name: str) -> CID | None:
+    async def _lookup(
+        self, session: RootSession, cid: CID, node: Node, name: str
+    ) -> tuple[CID | None, bool]:
+        """What the name leads to, and whether that may be here."""
         depth = 0
         while isinstance(node, Directory | HamtShard):
             step = lookup(node, name, depth)
             if isinstance(step, Found):
-                return step.cid
+                return step.cid, step.cid.multihash in await self._held_below(session, cid, node)
             if not isinstance(step, DescendInto):
-                return None
-            node, depth = await self._node(session, step.cid), step.depth
-        return None
+                return None, False
+            cid, depth = step.cid, step.depth
+            node = await self._node(session, cid)
+        return None, False
 
-    async def _node(self, session: RootSession, cid: CID) -> Node:
-        return parse(cid, await session.block(cid))
+    async def _node(self, session: RootSession, cid: CID, *, held: bool = True) -> Node:
+        kept = self._directories.get(cid)
+        if kept is not None:
+            return kept.node
+        data = await session.block(cid, held=held)
+        node = parse(cid, data)
+        if isinstance(node, Directory | HamtShard):
+            self._directories.put(cid, node, len(data))
+        return node
+
+    async def _held_below(
+        self, session: RootSession, cid: CID, node: Directory | HamtShard
+    ) -> Collection[bytes]:
+        """The multihashes of the entries that are here: one look for all of them, as long as
+        the directory is kept."""
+        kept = self._directories.get(cid)
+        if kept is not None and kept.held is not None:
+            return kept.held
+        cids = [entry.cid for entry in listing(node).entries]
+        here = await session.held(cids)
+        held = {one.multihash for one, is_here in zip(cids, here, strict=True) if is_here}
+        if kept is not None:
+            kept.held = held
+        return held
 
     async def block(self, root: CID, cid: CID) -> bytes:
         """One block of the root's DAG, verified."""
@@ -156,6 +219,10 @@ class Retriever:
         if not isinstance(node, File):
             raise InvalidPath(f"{cid} is no file")
         stop = node.size if length is None else min(node.size, offset + length)
+        if not node.children:
+            async with aclosing(_inline(node.data[offset:stop])) as whole:
+                yield whole
+            return
 
         async def fetch(piece: _Piece) -> bytes:
             if piece.leaf is None:
@@ -176,6 +243,11 @@ class Retriever:
             tasks=256,
         ) as chunks:
             yield chunks
+
+
+async def _inline(data: bytes) -> AsyncGenerator[bytes, None]:
+    if data:
+        yield data
 
 
 async def _pieces(

@@ -37,6 +37,9 @@ from dstore.limits import (
     HOLDER_MAP_SECONDS,
     HOLDERS_ASKED_MAX,
     HOLDERS_PER_SLOT_MAX,
+    ROOT_GUESS_BYTES,
+    ROOT_GUESS_PEERS,
+    ROOT_GUESS_SECONDS,
     SEGMENTS_IN_MEMORY,
     SOURCES_TRIED_MAX,
 )
@@ -156,6 +159,13 @@ class RootSession:
         return data
 
     async def _remote(self, cid: CID, position: float) -> bytes:
+        if cid == self.sources.root and self.sources.discovered_at is None:
+            # A file of one block is here with that, and no search is needed at all.
+            with self._fetcher.race(cid, ROOT_GUESS_BYTES) as race:
+                near = self._fetcher.best_first(self._network.connected())[:ROOT_GUESS_PEERS]
+                data = await race.any(near, ROOT_GUESS_SECONDS)
+                if data is not None:
+                    return data
         failure: DstoreError | None = None
         useless: set[CID] = set()  # manifests that do not list the block
         for complete in (False, True):

@@ -147,6 +147,11 @@ async def tree(node: Node, root: CID, top: Entry) -> AsyncGenerator[bytes, None]
                 yield line({"path": list(names), **entry_form(entry)})
                 if entry.kind != "file":
                     continue
+                if entry.cid.codec == RAW:  # all of it, and here since its entry was looked at
+                    chunk = await node.block(root, entry.cid)
+                    if chunk:
+                        yield line({"bytes": len(chunk)}) + chunk
+                    continue
                 async with node.read(root, entry.cid) as chunks:
                     async for chunk in chunks:
                         yield line({"bytes": len(chunk)})
