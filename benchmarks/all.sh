@@ -5,5 +5,5 @@ set -eu
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 "$python" benchmarks/local_add.py --json
-"$python" benchmarks/noise_stream.py --json
+"$python" benchmarks/transport.py --json
 "$python" benchmarks/protected.py --json

@@ -1,11 +1,16 @@
-"""One Noise stream between two processes: our stack against py-libp2p's own, in one run.
+"""Noise streams between two processes: our stack against py-libp2p's own, in one run.
 
-    python benchmarks/noise_stream.py [--mib 256] [--runs 5] [--streams 1] [--json]
+    python benchmarks/transport.py [bulk] [--mib 256] [--runs 5] [--streams 1] [--json]
+    python benchmarks/transport.py requests [--count 4000] [--runs 5] [--streams 16] [--json]
+    python benchmarks/transport.py connect [--count 6] [--runs 5] [--json]
 
-The two stacks take turns.  Each run starts a process that receives, connects over loopback
-TCP, warms up, and times `--mib` MiB until the receiver has said that all of it came.
+The two stacks take turns.  Each run starts a process that receives, and connects over loopback
+TCP.  `bulk` warms up and times `--mib` MiB until the receiver has said that all of it came:
+MB/s.  `requests` times small questions (72 bytes, one byte back), one after another on each
+stream: how many a second in all.  `connect` times connections one after another, TCP, Noise,
+yamux and the first stream: how many a second (the stock host gives up after eight).
 "ours" is `dstore.network.host`; "stock" is `libp2p.new_host` with Noise and its yamux.
-Prints the medians in MB/s and their ratio.
+Prints the medians and their ratio.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ import trio
 PROTOCOL = "/dstore/bench/1.0.0"
 PIECE = 1024 * 1024
 WARM_MIB = 16
+QUESTION_BYTES = 64
 STACKS = ("stock", "ours")
 SCRIPT = str(Path(__file__).resolve())
 
@@ -63,7 +69,7 @@ async def send(stream: Any, size: int, *, whole: bool) -> None:
     await drain(stream, 1, whole=whole)
 
 
-async def measure(streams: list[Any], mib: int, *, whole: bool) -> float:
+async def bulk(streams: list[Any], mib: int, *, whole: bool) -> float:
     """MB/s over all streams together."""
 
     async def all_of(each: int) -> None:
@@ -81,6 +87,30 @@ async def measure(streams: list[Any], mib: int, *, whole: bool) -> float:
     return each * len(streams) * PIECE / (time.perf_counter() - start) / 1e6
 
 
+async def requests(streams: list[Any], count: int, *, whole: bool) -> float:
+    """Small questions a second, `count` in all."""
+    question = QUESTION_BYTES.to_bytes(8, "big") + bytes(QUESTION_BYTES)
+
+    async def ask(stream: Any, each: int) -> None:
+        for _ in range(each):
+            await stream.write(question)
+            await drain(stream, 1, whole=whole)
+
+    async def all_of(each: int) -> None:
+        async with trio.open_nursery() as nursery:
+            for stream in streams:
+                nursery.start_soon(ask, stream, each)
+
+    await all_of(10)
+    each = max(1, count // len(streams))
+    start = time.perf_counter()
+    await all_of(each)
+    return each * len(streams) / (time.perf_counter() - start)
+
+
+MEASURES = {"bulk": bulk, "requests": requests}
+
+
 # --- Ours -------------------------------------------------------------------------------
 
 
@@ -95,7 +125,7 @@ async def serve_ours() -> None:
         await trio.sleep_forever()
 
 
-async def run_ours(address: str, peer: str, mib: int, streams: int) -> float:
+async def run_ours(address: str, peer: str, what: str, amount: int, streams: int) -> float:
     from dstore.core.peerid import PeerId
     from dstore.network.host import HostOptions, open_host
     from dstore.network.streams import PeerAddresses
@@ -104,9 +134,18 @@ async def run_ours(address: str, peer: str, mib: int, streams: int) -> float:
     seed = secrets.token_bytes(32)
     async with open_host(HostOptions(), seed, Runtime(random=random.SystemRandom())) as host:
         target = PeerAddresses(PeerId.parse(peer), (address,))
+        if what == "connect":
+            spent = 0.0
+            for _ in range(amount):
+                start = time.perf_counter()
+                await host.connect(target)
+                await host.open_stream(target.peer, [PROTOCOL])
+                spent += time.perf_counter() - start
+                await host.disconnect(target.peer)
+            return amount / spent
         await host.connect(target)
         opened = [await host.open_stream(target.peer, [PROTOCOL]) for _ in range(streams)]
-        return await measure(opened, mib, whole=False)
+        return await MEASURES[what](opened, amount, whole=False)
 
 
 # --- Stock ------------------------------------------------------------------------------
@@ -141,22 +180,31 @@ async def serve_stock() -> None:
         await trio.sleep_forever()
 
 
-async def run_stock(address: str, peer: str, mib: int, streams: int) -> float:
+async def run_stock(address: str, peer: str, what: str, amount: int, streams: int) -> float:
     from libp2p.peer.peerinfo import info_from_p2p_addr
     from multiaddr import Multiaddr
 
     host = stock_host()
     async with host.run(listen_addrs=[]):
         info = info_from_p2p_addr(Multiaddr(f"{address}/p2p/{peer}"))
+        if what == "connect":
+            spent = 0.0
+            for _ in range(amount):
+                start = time.perf_counter()
+                await host.connect(info)
+                await host.new_stream(info.peer_id, [PROTOCOL])
+                spent += time.perf_counter() - start
+                await host.disconnect(info.peer_id)
+            return amount / spent
         await host.connect(info)
         opened = [await host.new_stream(info.peer_id, [PROTOCOL]) for _ in range(streams)]
-        return await measure(opened, mib, whole=True)
+        return await MEASURES[what](opened, amount, whole=True)
 
 
 # --- Together ---------------------------------------------------------------------------
 
 
-async def one_run(stack: str, mib: int, streams: int) -> float:
+async def one_run(stack: str, what: str, amount: int, streams: int) -> float:
     """Both ends in processes of their own; the sender's figure."""
     command = [sys.executable, SCRIPT]
     async with trio.open_nursery() as nursery:
@@ -166,9 +214,9 @@ async def one_run(stack: str, mib: int, streams: int) -> float:
             while not line.endswith(b"\n"):
                 line += await server.stdout.receive_some()
             address, peer = line.decode().split()
-            options = ["--mib", str(mib), "--streams", str(streams)]
+            options = ["--amount", str(amount), "--streams", str(streams)]
             done = await trio.run_process(
-                [*command, "--send", stack, "--to", address, peer, *options],
+                [*command, what, "--send", stack, "--to", address, peer, *options],
                 capture_stdout=True,
             )
             return float(done.stdout)
@@ -187,28 +235,31 @@ async def _process(command: list[str], task_status: Any = trio.TASK_STATUS_IGNOR
     )
 
 
-async def compare(mib: int, runs: int, streams: int) -> dict[str, Any]:
+async def compare(what: str, amount: int, runs: int, streams: int) -> dict[str, Any]:
     figures: dict[str, list[float]] = {stack: [] for stack in STACKS}
     for _ in range(runs):
         for stack in STACKS:
-            figures[stack].append(round(await one_run(stack, mib, streams), 1))
+            figures[stack].append(round(await one_run(stack, what, amount, streams), 1))
     medians = {stack: statistics.median(figures[stack]) for stack in STACKS}
     return {
-        "benchmark": "noise_stream",
-        "mib": mib,
+        "benchmark": "transport",
+        "what": what,
+        "unit": "MB/s" if what == "bulk" else "per s",
+        "amount": amount,
         "streams": streams,
         "cores": os.cpu_count(),
-        "mb_per_s": figures,
-        "median_mb_per_s": medians,
+        "figures": figures,
+        "medians": medians,
         "ratio": round(medians["ours"] / medians["stock"], 2),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--mib", type=int, default=256, help="MiB per run (default 256)")
+    parser.add_argument("what", nargs="?", default="bulk", choices=[*MEASURES, "connect"])
+    parser.add_argument("--mib", "--count", "--amount", dest="amount", type=int)
     parser.add_argument("--runs", type=int, default=5, help="runs of each stack (default 5)")
-    parser.add_argument("--streams", type=int, default=1, help="parallel streams (default 1)")
+    parser.add_argument("--streams", type=int, help="parallel streams (1; 16 for requests)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--serve", choices=STACKS, help=argparse.SUPPRESS)
     parser.add_argument("--send", choices=STACKS, help=argparse.SUPPRESS)
@@ -216,17 +267,21 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         trio.run(serve_ours if options.serve == "ours" else serve_stock)
-    elif options.send:
+        return
+    what = options.what
+    amount = options.amount or {"bulk": 256, "requests": 4000, "connect": 6}[what]
+    streams = options.streams or (16 if what == "requests" else 1)
+    if options.send:
         run = run_ours if options.send == "ours" else run_stock
-        print(trio.run(run, *options.to, options.mib, options.streams))
-    else:
-        result = trio.run(compare, options.mib, options.runs, options.streams)
-        if options.json:
-            print(json.dumps(result))
-        else:
-            for stack in STACKS:
-                print(f"{stack:6} {result['median_mb_per_s'][stack]:8.1f} MB/s (median)")
-            print(f"ratio  {result['ratio']:8.2f}")
+        print(trio.run(run, *options.to, what, amount, streams))
+        return
+    result = trio.run(compare, what, amount, options.runs, streams)
+    if options.json:
+        print(json.dumps(result))
+        return
+    for stack in STACKS:
+        print(f"{stack:6} {result['medians'][stack]:8.1f} {result['unit']} (median)")
+    print(f"ratio  {result['ratio']:8.2f}")
 
 
 if __name__ == "__main__":
