@@ -8,22 +8,37 @@ the parser, the faults (all at once, each with the nearest known key) and the co
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from dstore.core.bandwidth import DAY_MINUTES, Limits, Period
 from dstore.errors import ConfigError
-from dstore.limits import CONNECTIONS_MAX, LEASE_SECONDS, PIN_SECONDS_DEFAULT
+from dstore.limits import (
+    BANDWIDTH_BYTES_PER_SECOND_MIN,
+    BANDWIDTH_PERIODS_MAX,
+    CONNECTIONS_MAX,
+    LEASE_SECONDS,
+    PIN_SECONDS_DEFAULT,
+)
 from dstore.network.addresses import parse_endpoint, parse_target
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGTP]i?)?B?\s*$", re.IGNORECASE)
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|m|h|d|w|y)\s*$")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
+_DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_RATE = re.compile(r"(up|down)=([^=]+?)(?=\s+(?:up|down)=|\s*$)")
+_PERIOD = re.compile(
+    r"^\s*(?:(mon|tue|wed|thu|fri|sat|sun)(?:-(mon|tue|wed|thu|fri|sat|sun))?\s+)?"
+    r"(\d{1,2}):([0-5]\d)-(\d{1,2}):([0-5]\d)((?:\s+(?:up|down)=[^=]+?)+)\s*$",
+    re.IGNORECASE,
+)
 _LISTEN = re.compile(r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})$")
 
 
@@ -53,6 +68,48 @@ def parse_listen(text: str) -> tuple[str, int]:
     return match[1].strip("[]"), int(match[2])
 
 
+def parse_rate(text: str) -> float:
+    """Bytes a second in "10 MB/s" or "512 KiB/s"; "0" is no limit.  Raises ValueError."""
+    rate = parse_size(text.removesuffix("/s"))
+    if not rate:
+        return math.inf
+    if rate < BANDWIDTH_BYTES_PER_SECOND_MIN:
+        raise ValueError(
+            f"{text!r} is less than {BANDWIDTH_BYTES_PER_SECOND_MIN // 1000} KB/s, "
+            "and peers would take the node for dead"
+        )
+    return float(rate)
+
+
+def parse_periods(texts: Sequence[str]) -> tuple[Period, ...]:
+    """Periods like "mon-fri 08:00-18:00 up=1MB/s down=5MB/s"; every day where none is named, no
+    limit where a direction is left out.  Raises ValueError."""
+    if len(texts) > BANDWIDTH_PERIODS_MAX:
+        raise ValueError(f"{len(texts)} periods; at most {BANDWIDTH_PERIODS_MAX}")
+    return tuple(_period(text) for text in texts)
+
+
+def _period(text: str) -> Period:
+    match = _PERIOD.match(text)
+    if match is None:
+        raise ValueError(
+            f'not a period: {text!r} (write it like "mon-fri 08:00-18:00 up=1MB/s down=5MB/s")'
+        )
+    first, last = (
+        (_DAYS.index(match[1].lower()), _DAYS.index((match[2] or match[1]).lower()))
+        if match[1]
+        else (0, 6)
+    )
+    days = frozenset((first + step) % 7 for step in range((last - first) % 7 + 1))
+    start, end = (int(match[i]) * 60 + int(match[i + 1]) for i in (3, 5))
+    if start >= DAY_MINUTES or end > DAY_MINUTES or start == end:
+        raise ValueError(f"not hours of a day: {text!r}")
+    rates = {name: parse_rate(rate) for name, rate in _RATE.findall(match[7])}
+    return Period(days, start, end, Limits(**rates))
+
+
+Rate = Annotated[str, msgspec.Meta(extra={"parse": parse_rate})]
+Periods = Annotated[tuple[str, ...], msgspec.Meta(extra={"parse": parse_periods})]
 Size = Annotated[str, msgspec.Meta(extra={"parse": parse_size})]
 Duration = Annotated[str, msgspec.Meta(extra={"parse": parse_duration})]
 Listen = Annotated[str, msgspec.Meta(extra={"parse": parse_listen})]
@@ -102,6 +159,21 @@ class NetworkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Connections held at once."""
 
 
+class BandwidthSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Limits for what goes over connections to peers, "0" for none; `dstore bandwidth` changes
+    them while the node runs."""
+
+    up: Rate = "0"
+    """What is sent, like "5 MB/s"; all peers together."""
+    down: Rate = "0"
+    """What is received."""
+    lan: bool = False
+    """Whether the limits hold for peers on the local network too."""
+    schedule: Periods = ()
+    """Other limits by the hour of local time, the first that holds, like
+    "mon-fri 08:00-18:00 up=1MB/s down=5MB/s" or "22:00-06:00 up=0"."""
+
+
 class PinsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Defaults for what this node's owner adds."""
 
@@ -146,6 +218,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     storage: StorageSection = StorageSection()
     domain: DomainSection = DomainSection()
     network: NetworkSection = NetworkSection()
+    bandwidth: BandwidthSection = BandwidthSection()
     pins: PinsSection = PinsSection()
     gateway: GatewaySection = GatewaySection()
     api: ApiSection = ApiSection()
@@ -221,7 +294,8 @@ def _with_environment(
             continue
         overridden.add(field.name)
         if isinstance(field.default, tuple):
-            merged[field.name] = [part for part in re.split(r"[,\s]+", text) if part]
+            separator = r"\s*,\s*" if field.name == "schedule" else r"[,\s]+"
+            merged[field.name] = [part for part in re.split(separator, text) if part]
         elif isinstance(field.default, bool):
             merged[field.name] = {"true": True, "1": True, "false": False, "0": False}.get(
                 text.lower(), text

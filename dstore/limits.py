@@ -65,6 +65,13 @@ KEEPALIVE_SECONDS: Final = 15
 KEEPALIVE_TIMEOUT_SECONDS: Final = 10  # a stopped peer is noticed within 25 s
 RAW_READ_BYTES: Final = 256 * KIB
 HANDSHAKE_SECONDS: Final = 10
+# What a limited node may send or receive at once after a pause: a tenth of a second's worth,
+# and at least one frame.  A limit below the least would make live peers look dead.
+BANDWIDTH_BURST_SECONDS: Final = 0.1
+BANDWIDTH_BURST_BYTES: Final = 64 * KIB
+BANDWIDTH_BYTES_PER_SECOND_MIN: Final = 128 * 1000
+BANDWIDTH_SCHEDULE_SECONDS: Final = 15  # between looks at the clock
+BANDWIDTH_PERIODS_MAX: Final = 64
 DIAL_SECONDS: Final = 5
 NEGOTIATE_SECONDS: Final = 5
 CONNECTIONS_MAX: Final = 1024

@@ -7,7 +7,8 @@ Only turns values into plain dictionaries.  Names of files may hold bytes that a
 from __future__ import annotations
 
 import json
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 from dstore import errors
 from dstore.errors import ConfigError, DstoreError
@@ -22,6 +23,9 @@ from dstore.service.progress import (
     RootStatus,
     SegmentStatus,
 )
+
+if TYPE_CHECKING:
+    from dstore.service.bandwidth import Bandwidth
 
 Form = dict[str, Any]
 
@@ -117,6 +121,19 @@ def peer_form(peer: PeerStatus) -> Form:
         "domains": list(peer.domains),
         "faults": peer.faults,
         "last_seen": peer.last_seen,
+    }
+
+
+def bandwidth_form(bandwidth: Bandwidth) -> Form:
+    """Rates in bytes a second, null for no limit; totals since the node started."""
+    limits, shaper = bandwidth.limits, bandwidth.shaper
+    return {
+        "up": None if limits.up == math.inf else int(limits.up),
+        "down": None if limits.down == math.inf else int(limits.down),
+        "lan": shaper.lan,
+        "overridden": bandwidth.overridden,
+        "sent_bytes": shaper.sent_bytes,
+        "received_bytes": shaper.received_bytes,
     }
 
 

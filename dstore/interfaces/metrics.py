@@ -155,6 +155,13 @@ class _NodeCollector(Collector):
         )
         yield _gauge("dstore_dht_peers", "Peers in the DHT routing table", node.routing.table_size)
         yield _gauge("dstore_dht_records", "Provider records kept for others", node.routing.records)
+        shaper = node.bandwidth.shaper if node.bandwidth is not None else None
+        carried = CounterMetricFamily(
+            "dstore_peer_traffic_bytes", "Bytes on connections to peers", labels=("direction",)
+        )
+        carried.add_metric(["sent"], shaper.sent_bytes if shaper else 0)
+        carried.add_metric(["received"], shaper.received_bytes if shaper else 0)
+        yield carried
         if self.stored.status is not None:
             yield _gauge(
                 "dstore_uptime_seconds",

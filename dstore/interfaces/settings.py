@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dstore.config import Config, parse_duration, parse_size
+from dstore.config import Config, parse_duration, parse_periods, parse_rate, parse_size
 from dstore.core import wire
+from dstore.core.bandwidth import Limits
 from dstore.network.routing import RoutingOptions
+from dstore.service.bandwidth import BandwidthOptions
 from dstore.service.node import NodeOptions
 
 
@@ -23,6 +25,11 @@ def node_options(config: Config) -> NodeOptions:
         announce=config.network.announce,
         bootstrap=config.network.bootstrap,
         connections_max=config.network.connections_max,
+        bandwidth=BandwidthOptions(
+            Limits(parse_rate(config.bandwidth.up), parse_rate(config.bandwidth.down)),
+            parse_periods(config.bandwidth.schedule),
+            config.bandwidth.lan,
+        ),
         routing=RoutingOptions(
             protocol=config.network.dht_protocol, mode="client" if client else "server"
         ),

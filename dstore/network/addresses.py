@@ -44,6 +44,11 @@ class Endpoint:
         return ipaddress.ip_address(self.host) if self.kind in ("ip4", "ip6") else None
 
     @property
+    def is_public(self) -> bool:
+        """Whether it lies beyond the local network."""
+        return self.ip is None or self.ip.is_global
+
+    @property
     def dialable(self) -> bool:
         """Whether a connection to it could mean anything."""
         ip = self.ip

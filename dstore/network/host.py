@@ -45,6 +45,7 @@ from dstore.network.identity import key_pair_of, peer_id_of
 from dstore.network.negotiate import accept, propose
 from dstore.network.noise import NoiseTransport
 from dstore.network.ping import PING, measure, serve_ping
+from dstore.network.shaping import Shaper
 from dstore.network.streams import BufferedReader, PeerAddresses, Stream, StreamHandler, frame
 from dstore.network.swarm import Swarm, SwarmLimits
 from dstore.runtime import Runtime
@@ -64,6 +65,7 @@ class HostOptions:
     connections_max: int = CONNECTIONS_MAX
     dial_seconds: float = DIAL_SECONDS
     handshake_seconds: float = HANDSHAKE_SECONDS
+    limit_lan: bool = False  # whether bandwidth limits hold on the local network too
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Libp2pHost:
     ) -> None:
         self._options = options
         self._seed = seed
+        self.shaper = Shaper(lan=options.limit_lan)
         self._runtime = runtime
         self._nursery = nursery
         self._peer_id = peer_id_of(seed)
@@ -106,6 +109,7 @@ class Libp2pHost:
             nursery,
             self._serve,
             self._contain,
+            self.shaper,
         )
 
     # --- Network --------------------------------------------------------------------

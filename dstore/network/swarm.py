@@ -40,6 +40,7 @@ from dstore.network.addresses import Endpoint, dialable, endpoint_of_socket, par
 from dstore.network.connection import Connection, upgrade
 from dstore.network.noise import NoiseTransport
 from dstore.network.peers import AddressBook
+from dstore.network.shaping import Shaper
 from dstore.network.streams import PeerAddresses
 from dstore.network.tcp import TcpConnection
 
@@ -83,6 +84,7 @@ class Swarm:
         nursery: trio.Nursery,
         serve: Callable[[Connection], Awaitable[None]],
         contain: Contain,
+        shaper: Shaper,
     ) -> None:
         """`serve` runs beside each connection; `contain` runs what must not end the node."""
         self.own = own
@@ -90,6 +92,7 @@ class Swarm:
         self.counters: Counter[str] = Counter()
         self.listening: list[Endpoint] = []
         self._noise = noise
+        self._shaper = shaper
         self._limits = limits
         self._nursery = nursery
         self._serve = serve
@@ -145,7 +148,7 @@ class Swarm:
     async def _accepted(self, stream: trio.SocketStream) -> None:
         self.counters["connections_accepted"] += 1
         try:
-            raw = TcpConnection(stream, is_initiator=False)
+            raw = TcpConnection(stream, is_initiator=False, shaper=self._shaper)
         except (OSError, ValueError):
             await trio.aclose_forcefully(stream)
             return
@@ -394,7 +397,7 @@ class Swarm:
         except OSError as error:
             raise Unreachable(f"{address}: {error}") from error
         try:
-            raw = TcpConnection(stream, is_initiator=True)
+            raw = TcpConnection(stream, is_initiator=True, shaper=self._shaper)
         except OSError as error:
             await trio.aclose_forcefully(stream)
             raise Unreachable(f"{address}: left at once: {error}") from error

@@ -14,6 +14,7 @@ from libp2p.io.exceptions import ConnectionClosedError
 from dstore.errors import ConnectionLost, ProtocolViolation
 from dstore.limits import HANDSHAKE_BYTES_MAX, RAW_READ_BYTES
 from dstore.network.addresses import Endpoint, endpoint_of_socket
+from dstore.network.shaping import Shaper
 
 if TYPE_CHECKING:
     from multiaddr import Multiaddr
@@ -27,10 +28,14 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
     """Reads ahead in large pieces and gives them out in pieces of any size; until `trust` is
     called, HANDSHAKE_BYTES_MAX in all."""
 
-    def __init__(self, stream: trio.SocketStream, *, is_initiator: bool) -> None:
+    def __init__(
+        self, stream: trio.SocketStream, *, is_initiator: bool, shaper: Shaper | None = None
+    ) -> None:
         """Raises OSError where the peer has left already."""
         self.is_initiator = is_initiator
+        self._shaper = shaper or Shaper()
         self.remote: Endpoint = endpoint_of_socket(*stream.socket.getpeername()[:2])
+        self._near = not self.remote.is_public
         self._stream = stream
         self._ahead = b""
         self._allowed: int | None = HANDSHAKE_BYTES_MAX
@@ -57,6 +62,7 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
                 data = await self._stream.receive_some(RAW_READ_BYTES)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise TcpLost(f"connection to {self.remote}: {error}") from error
+            await self._shaper.after_receiving(len(data), near=self._near)
             if len(data) <= max_bytes:
                 return bytes(data)
             self._ahead = bytes(data)
@@ -69,6 +75,7 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
 
     async def write(self, data: bytes) -> None:
         """All of `data`.  Raises ConnectionLost."""
+        await self._shaper.before_sending(len(data), near=self._near)
         try:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:

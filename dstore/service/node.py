@@ -42,8 +42,10 @@ from dstore.network.fragments_server import serve_fragments
 from dstore.network.routing import Routing, RoutingOptions, open_routing
 from dstore.network.streams import Network, PeerAddresses
 from dstore.runtime import Runtime
+from dstore.service.bandwidth import Bandwidth, BandwidthOptions
 from dstore.service.candidates import CandidateFinder, label_domains, peer_domains
 from dstore.service.counters import Counters
+from dstore.service.faults import Faults
 from dstore.service.fetch import open_fetcher
 from dstore.service.gate import Gate
 from dstore.service.holder import HolderOptions, LocalHolder
@@ -95,6 +97,7 @@ class NodeOptions:
     bootstrap: tuple[str, ...] = ()
     connections_max: int = 1024
     routing: RoutingOptions = field(default_factory=RoutingOptions)
+    bandwidth: BandwidthOptions = field(default_factory=BandwidthOptions)
 
     @property
     def stores_slots(self) -> bool:
@@ -144,6 +147,7 @@ class Node:
         self._gate = gate
         self._join = join
         self._started = trio.current_time()
+        self.bandwidth: Bandwidth | None = None  # where the network is a real one
 
     @property
     def peer_id(self) -> PeerId:
@@ -275,29 +279,6 @@ class Node:
         )
 
 
-class _Faults:
-    """Misdeeds of peers on their way to the catalog; bounded, the excess dropped."""
-
-    def __init__(self, stores: Stores, runtime: Runtime) -> None:
-        self._stores = stores
-        self._runtime = runtime
-        self.counters = Counters()
-        self._send, self._receive = trio.open_memory_channel[tuple[PeerId, str, str, float]](256)
-
-    def report(self, peer: PeerId, kind: str, detail: str) -> None:
-        self.counters.fault(kind)
-        try:
-            self._send.send_nowait((peer, kind, detail, self._runtime.clock.now()))
-        except trio.WouldBlock:
-            return
-
-    async def step(self) -> float:
-        """Write down the next one."""
-        fault = await self._receive.receive()
-        await self._runtime.workers.run(self._stores.catalog.record_fault, *fault)
-        return 0.0
-
-
 @asynccontextmanager
 async def assemble(
     stores: Stores,
@@ -308,7 +289,7 @@ async def assemble(
     runtime: Runtime,
 ) -> AsyncIterator[Node]:
     """A node over stores and a network that the caller opened and will close."""
-    faults = _Faults(stores, runtime)
+    faults = Faults(stores, runtime)
     domains = peer_domains(network.addresses(), label_domains(options.label))
     async with (
         open_routing(network, options.routing, runtime) as routing,
@@ -463,6 +444,7 @@ async def open_node(
             announce=options.announce,
             agent=f"dstore/{__version__}",
             connections_max=options.connections_max,
+            limit_lan=options.bandwidth.lan,
         )
         async with (
             open_stores(home, options, runtime) as stores,
@@ -470,6 +452,8 @@ async def open_node(
             assemble(stores, host, identity, owner, options, runtime) as node,
             trio.open_nursery() as nursery,
         ):
+            node.bandwidth = Bandwidth(options.bandwidth, host.shaper, runtime)
+            nursery.start_soon(node.bandwidth.worker.run)
             # After everything is served: peers ask once what this node speaks.
             targets = bootstrap_targets(options.bootstrap)
             nursery.start_soon(node.routing.bootstrap, targets)

@@ -273,3 +273,19 @@ def test_down_leaves_no_process_not_even_paused_ones(tmp_path: Path) -> None:
         path = Path(f"/proc/{node['pid']}/stat")
         eventually(lambda path=path: not path.exists() or ") Z" in path.read_text())  # type: ignore[misc]
         assert not Path(node["home"], "api.json").exists()
+
+
+def test_bandwidth_is_limited_and_let_go_while_the_node_runs(net: Net) -> None:
+    home = net.home(2)
+    usual = form("bandwidth", "--home", home)
+    assert (usual["up"], usual["down"], usual["overridden"]) == (None, None, False)
+    assert usual["sent_bytes"] > 0
+    changed = form("bandwidth", "--home", home, "--up", "5 MB/s")
+    assert (changed["up"], changed["down"], changed["overridden"]) == (5_000_000, None, True)
+    both = form("bandwidth", "--home", home, "--down", "1MB/s")
+    assert (both["up"], both["down"]) == (5_000_000, 1_000_000)
+    wrong = command("bandwidth", "--home", home, "--up", "fast")
+    assert wrong.returncode == 2
+    assert b"not a size" in wrong.stderr
+    back = form("bandwidth", "--home", home, "--reset")
+    assert (back["up"], back["down"], back["overridden"]) == (None, None, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ from dstore.config import (
     parse_config,
     parse_duration,
     parse_listen,
+    parse_periods,
+    parse_rate,
     parse_size,
 )
+from dstore.core.bandwidth import Limits
 from dstore.errors import ConfigError
 
 NODE_TOML = Path(__file__).parents[2] / "configs" / "node.toml"
@@ -142,3 +146,25 @@ def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
         parse_config(text, {})
     except ConfigError as error:
         assert error.faults
+
+
+def test_bandwidth_rates_and_periods() -> None:
+    assert parse_rate("0") == math.inf
+    assert parse_rate("5 MB/s") == 5_000_000
+    with pytest.raises(ValueError, match="take the node for dead"):
+        parse_rate("10 KB/s")
+    week, night = parse_periods(["mon-fri 08:00-18:00 up=1MB/s down=5 MB/s", "22:00-6:00 up=0"])
+    assert (week.days, week.start, week.end) == (frozenset(range(5)), 480, 1080)
+    assert week.limits == Limits(1e6, 5e6)
+    assert (len(night.days), night.limits) == (7, Limits())
+    (weekend,) = parse_periods(["sat-mon 00:00-24:00 down=1MB/s"])
+    assert weekend.days == {5, 6, 0}
+    for wrong in ("always up=1MB/s", "8-18 up=1MB/s", "08:00-08:00 up=1MB/s", "25:00-26:00 up=0"):
+        with pytest.raises(ValueError, match=r"period|hours"):
+            parse_periods([wrong])
+
+
+def test_bandwidth_of_the_environment_keeps_its_words_together() -> None:
+    told = {"DSTORE_BANDWIDTH_SCHEDULE": "22:00-06:00 up=0, sat 08:00-9:00 up=1MB/s"}
+    config = parse_config("", told)
+    assert len(parse_periods(config.bandwidth.schedule)) == 2

@@ -18,8 +18,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from dstore.config import parse_rate
+from dstore.core.bandwidth import Limits
 from dstore.core.cid import CID
-from dstore.errors import CallerError, ConfigError, DstoreError, InvalidPath
+from dstore.errors import CallerError, ConfigError, DstoreError, InvalidPath, NodeError
 from dstore.interfaces.api.guard import Guard
 from dstore.interfaces.api.requests import BodyChunks, json_of, query_of
 from dstore.interfaces.api.streams import BYTES, LINES, Progressing, Streamed, listing, tree
@@ -33,6 +35,7 @@ from dstore.interfaces.arguments import (
 from dstore.interfaces.forms import (
     Form,
     add_form,
+    bandwidth_form,
     dump,
     entry_form,
     error_form,
@@ -69,6 +72,7 @@ def api_app(node: Node, port: int, token: str, stop: Callable[[], None], info: F
             Route("/v1/pins/rm", routes.remove_pin, methods=["POST"]),
             Route("/v1/peers", routes.peers),
             Route("/v1/peers/connect", routes.connect, methods=["POST"]),
+            Route("/v1/bandwidth", routes.bandwidth, methods=["GET", "POST"]),
             Route("/v1/shutdown", routes.shutdown, methods=["POST"]),
         ],
         exception_handlers={DstoreError: _failed, HTTPException: _unroutable},
@@ -208,6 +212,31 @@ class _Routes:
             raise CallerError(f"{address!r} is no multiaddr that ends in /p2p/PEER-ID") from error
         await self._node.connect(target)
         return _json({"peer_id": str(target.peer)})
+
+    async def bandwidth(self, request: Request) -> Response:
+        """The limits; a POST sets those that it names, or (`reset`) those configured."""
+        bandwidth = self._node.bandwidth
+        if bandwidth is None:
+            raise NodeError("this node has no connections to limit")
+        if request.method == "POST":
+            given = await json_of(request)
+            if flag(given, "reset"):
+                bandwidth.override(None)
+            else:
+                now = bandwidth.limits
+                up, down = (
+                    _rate(given, name) if name in given else kept
+                    for name, kept in (("up", now.up), ("down", now.down))
+                )
+                bandwidth.override(Limits(up, down))
+        return _json(bandwidth_form(bandwidth))
+
+
+def _rate(given: Form, name: str) -> float:
+    try:
+        return parse_rate(_text(given, name))
+    except ValueError as error:
+        raise CallerError(f"{name}: {error}") from error
 
 
 def _text(given: Form, name: str) -> str:

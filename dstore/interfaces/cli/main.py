@@ -28,6 +28,11 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "cat": ("read", "cat", "Write the bytes of a file to standard output."),
     "ls": ("read", "ls", "List a directory."),
     "status": ("status", "status", "Show the health of a file, or of this node."),
+    "bandwidth": (
+        "bandwidth",
+        "bandwidth",
+        "Show the limits on traffic, or change them.",
+    ),
     "pin": ("pin", "pin", "List what is kept, or let go of it."),
     "config": ("config", "config", "Show or check the configuration."),
     "devnet": ("devnet", "devnet", "A network of nodes on this machine, to try things out."),

@@ -83,7 +83,7 @@ def test_commands_that_ask_the_daemon_import_neither_trio_nor_libp2p(tmp_path: P
 
 def test_every_command_takes_home_or_a_directory_and_json() -> None:
     found = dict(commands())
-    assert len(found) == 20
+    assert len(found) == 21
     for name, command in found.items():
         options = {option for parameter in command.params for option in parameter.opts}
         assert "--json" in options, name
