@@ -32,6 +32,7 @@ from dstore.limits import (
     BLOCK_BYTES_MAX,
     FETCH_BLOCK_SECONDS,
     HEDGE_SECONDS,
+    HEDGE_SECONDS_MIN,
     HEDGE_SECONDS_UNKNOWN,
     HOLDER_MAP_PEERS_ASKED,
     HOLDER_MAP_SECONDS,
@@ -406,7 +407,7 @@ class RootSession:
             for peer in self._fetcher.best_first(candidates)[:HOLDERS_ASKED_MAX]
         ]
         answers = await gather_enough(
-            ways, enough, stagger_seconds=HEDGE_SECONDS, within_seconds=HOLDER_MAP_SECONDS
+            ways, enough, stagger_seconds=HEDGE_SECONDS_MIN, within_seconds=HOLDER_MAP_SECONDS
         )
         holders: Holders = {}
         for placement in placements:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -25,6 +26,8 @@ from dstore.limits import (
     FETCH_BATCH_BYTES_MAX,
     FETCH_PEERS_TRACKED_MAX,
     FETCH_STREAMS_PER_PEER,
+    HEDGE_FACTOR,
+    HEDGE_SECONDS_UNKNOWN,
     MIB,
     PEER_COOL_OFF_SECONDS,
     PEER_COOL_OFF_SECONDS_MAX,
@@ -260,3 +263,89 @@ async def test_leaving_ends_what_is_under_way() -> None:
             assert client.open == 1
             nursery.cancel_scope.cancel()
     assert client.open == 0
+
+
+# --- Races -------------------------------------------------------------------------------
+
+
+class Slow:
+    """Peers that answer after a time of their own; None: never."""
+
+    def __init__(self, seconds: dict[PeerId, float | None]) -> None:
+        self.seconds = seconds
+        self.asked: list[tuple[PeerId, float]] = []
+
+    @asynccontextmanager
+    async def get_blocks(
+        self, peer: PeerId, cids: Sequence[CID]
+    ) -> AsyncIterator[AsyncIterator[tuple[CID, bytes | None]]]:
+        self.asked.append((peer, trio.current_time()))
+
+        async def answers() -> AsyncIterator[tuple[CID, bytes | None]]:
+            for cid in cids:
+                wait = self.seconds[peer]
+                await trio.sleep(math.inf if wait is None else wait)
+                yield cid, block(1)[1]
+
+        yield answers()
+
+
+async def test_the_next_peer_is_asked_when_the_first_is_late(autojump_clock: MockClock) -> None:
+    silent, good = peer_number(1), peer_number(2)
+    client = Slow({silent: None, good: 0.05})
+    async with open_fetcher(client, note) as fetcher:
+        with fetcher.race(block(1)[0], 10) as race:
+            assert await race.first([silent, good]) == block(1)[1]
+        assert client.asked == [(silent, 0.0), (good, pytest.approx(HEDGE_SECONDS_UNKNOWN))]
+        # It was silent all the while, and so others go first from now on; the other has a record.
+        assert fetcher.is_cooling(silent)
+        assert fetcher.best_first([silent, good]) == [good, silent]
+        assert fetcher.patience_seconds(good, 10) == pytest.approx(HEDGE_FACTOR * 0.05)
+
+
+async def test_a_late_peer_may_still_win(autojump_clock: MockClock) -> None:
+    late, silent = peer_number(1), peer_number(2)
+    client = Slow({late: 0.3, silent: None})
+    async with open_fetcher(client, note) as fetcher:
+        with fetcher.race(block(1)[0], 10) as race:
+            assert await race.first([late, silent]) == block(1)[1]
+        assert trio.current_time() == pytest.approx(0.3)
+        assert not fetcher.is_cooling(late)
+
+
+async def test_all_are_asked_at_once_where_anybody_may_have_it(autojump_clock: MockClock) -> None:
+    peers = [peer_number(number) for number in (1, 2, 3)]
+    client = Slow({peers[0]: None, peers[1]: 0.02, peers[2]: 9})
+    async with open_fetcher(client, note) as fetcher:
+        with fetcher.race(block(1)[0], 10) as race:
+            assert await race.any(peers, 1) == block(1)[1]
+        assert trio.current_time() == pytest.approx(0.02)
+        assert {when for _, when in client.asked} == {0.0}
+        # Nobody was silent for long enough to be blamed.
+        assert not any(fetcher.is_cooling(peer) for peer in peers)
+        with fetcher.race(block(1)[0], 10) as race:
+            assert await race.any(peers[:1], 0.5) is None
+            assert race.running
+
+
+async def test_two_races_for_one_block_share_the_request(autojump_clock: MockClock) -> None:
+    client = Slow({PEER: 0.1})
+    got: list[bytes] = []
+    async with open_fetcher(client, note) as fetcher, trio.open_nursery() as nursery:
+
+        async def fetch() -> None:
+            got.append(await fetcher.fetch([PEER], block(1)[0], 10))
+
+        nursery.start_soon(fetch)
+        nursery.start_soon(fetch)
+    assert got == [block(1)[1]] * 2
+    assert len(client.asked) == 1
+
+
+async def test_the_faster_peer_is_asked_first(autojump_clock: MockClock) -> None:
+    slow, fast = peer_number(1), peer_number(2)
+    client = Slow({slow: 0.15, fast: 0.01})
+    async with open_fetcher(client, note) as fetcher:
+        for peer in (slow, fast):
+            await fetcher.fetch([peer], block(1)[0], 10)
+        assert fetcher.best_first([slow, fast]) == [fast, slow]
