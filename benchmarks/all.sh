@@ -1,9 +1,19 @@
 #!/bin/sh
-# Every figure of docs/performance.md, in the order it stands there: one JSON object a line.
-# Needs an otherwise idle machine and about twenty minutes.
+# Every figure of docs/performance.md, in the order it stands there: one JSON object a line, but
+# for growth, which prints tables.  Needs an otherwise idle machine and about an hour.
 set -eu
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 "$python" benchmarks/local_add.py --json
-"$python" benchmarks/transport.py --json
-"$python" benchmarks/protected.py --json
+"$python" benchmarks/transport.py bulk --json
+"$python" benchmarks/transport.py bulk --streams 8 --json
+"$python" benchmarks/transport.py requests --json
+"$python" benchmarks/transport.py connect --json
+"$python" -m benchmarks.protected --json
+"$python" -m benchmarks.sick_nodes --json
+"$python" -m benchmarks.fetch --json
+"$python" -m benchmarks.bandwidth --json
+"$python" -m benchmarks.daemon --json
+for part in nodes files blocks roots; do
+    "$python" -m benchmarks.growth "$part"
+done

@@ -49,13 +49,13 @@ def carried() -> tuple[int, int]:
 
 @contextmanager
 def traffic(row: Row, name: str, per: float) -> Iterator[None]:
-    """Notes the seconds, bytes and packets of the block, the traffic divided by `per`."""
+    """Notes the seconds, the packets, and the bytes divided by `per` of the block."""
     before, begun = carried(), time.perf_counter()
     yield
     row[f"{name}_seconds"] = time.perf_counter() - begun
     after = carried()
     row[f"{name}_bytes_per"] = (after[0] - before[0]) / per
-    row[f"{name}_packets_per"] = (after[1] - before[1]) / per
+    row[f"{name}_packets"] = after[1] - before[1]
 
 
 def rss(nodes: list[dict[str, Any]]) -> float:
