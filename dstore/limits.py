@@ -86,6 +86,8 @@ IDENTIFY_BYTES_MAX: Final = 64 * KIB
 IDENTIFY_PROTOCOLS_MAX: Final = 256  # Kubo announces some 20
 ADDRESSES_PER_PEER_MAX: Final = 16
 ADDRESS_CHARS_MAX: Final = 320  # a DNS name of 253 and what stands around it
+# At the cap, an inbound connection without a stream for so long makes room for a new one.
+INBOUND_IDLE_SECONDS: Final = 60
 CONNECTIONS_PER_IP_MAX: Final = 64  # inbound; loopback is exempt
 DIALS_MAX: Final = 64  # at once
 DIAL_STAGGER_SECONDS: Final = 0.25  # a second address is tried beside a slow first one

@@ -6,6 +6,7 @@ several of them in order is `swarm.py`'s part.  Specification: libp2p connection
 
 from __future__ import annotations
 
+import math
 from collections.abc import Coroutine
 from typing import Any
 
@@ -92,6 +93,12 @@ class Connection:
         self._streams = 0
         self._idle = trio.Event()
         self._idle.set()
+        self._idle_since = self.opened_at
+
+    @property
+    def idle_since(self) -> float:
+        """The instant at which the last stream ended, infinity while one is open."""
+        return math.inf if self._streams else self._idle_since
 
     @property
     def closed(self) -> bool:
@@ -129,6 +136,7 @@ class Connection:
         self._streams -= 1
         if not self._streams:
             self._idle.set()
+            self._idle_since = trio.current_time()
 
     async def wait_idle(self) -> None:
         """Until no stream is open."""

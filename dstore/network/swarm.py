@@ -34,6 +34,7 @@ from dstore.limits import (
     DIALS_MAX,
     HANDSHAKES_PENDING_MAX,
     IDLE_STREAM_SECONDS,
+    INBOUND_IDLE_SECONDS,
     NEGOTIATE_SECONDS,
 )
 from dstore.network.addresses import Endpoint, dialable, endpoint_of_socket, parse_endpoint
@@ -153,7 +154,7 @@ class Swarm:
             await trio.aclose_forcefully(stream)
             return
         source = _source(raw.remote)
-        if not self._has_room(raw.remote):
+        if not self._has_room(raw.remote) and not self._make_room(raw.remote):
             self.counters["connections_refused"] += 1
             log.info("connection refused: too many", extra={"remote": str(raw.remote)})
             await raw.close()
@@ -169,13 +170,28 @@ class Swarm:
                 del self._per_source[source]
 
     def _has_room(self, remote: Endpoint) -> bool:
+        return self._welcome(remote) and self._inbound < self._limits.inbound_max
+
+    def _welcome(self, remote: Endpoint) -> bool:
+        """Whether it is only the number of all that could speak against it."""
         ip = remote.ip
         local = ip is not None and ip.is_loopback
-        return (
-            not self._closing
-            and self._inbound < self._limits.inbound_max
-            and (local or self._per_source[_source(remote)] < CONNECTIONS_PER_IP_MAX)
-        )
+        few = local or self._per_source[_source(remote)] < CONNECTIONS_PER_IP_MAX
+        return few and not self._closing
+
+    def _make_room(self, remote: Endpoint) -> bool:
+        """Let go of the inbound connection on which nothing was done for longest, if for long
+        enough.  Its peer dials again when it wants something."""
+        idle = [one for one in self._live.values() if not one.outbound and not one.closed]
+        oldest = min(idle, key=lambda one: one.idle_since, default=None)
+        if oldest is None or not self._welcome(remote):
+            return False
+        if oldest.idle_since > trio.current_time() - INBOUND_IDLE_SECONDS:
+            return False
+        self.counters["connections_displaced"] += 1
+        oldest.ended.set()  # not chosen again
+        self._nursery.start_soon(self._contain, f"closing {oldest.peer}", oldest.close)
+        return True
 
     async def _inbound_one(self, raw: TcpConnection) -> None:
         number = next(self._numbers)
