@@ -428,15 +428,28 @@ class RootSession:
 
     async def _from_sources(self, cid: CID) -> bytes:
         """From any peer that may have it: manifests, segments, and roots that nobody
-        protects."""
-        while True:
-            peers = self._fetcher.best_first({**self.sources.peers, **self.sources.maybe})
-            if peers or not self.sources.discovering:
+        protects.  Those that know the root come before those that were silent about it, and
+        who is found meanwhile is asked too."""
+        asked: set[PeerId] = set()
+        failure: DstoreError | None = None
+        while len(asked) < HOLDERS_ASKED_MAX:
+            best = self._fetcher.best_first
+            knowing = best(self.sources.peers.keys() - asked)
+            others = best(self.sources.maybe.keys() - self.sources.peers.keys() - asked)
+            peers = [*knowing, *others][: 4 * SOURCES_TRIED_MAX]
+            if peers:
+                asked.update(peers)
+                try:
+                    with self._fetcher.race(cid, BLOCK_BYTES_MAX) as race:
+                        data = await race.first(peers)
+                        return await race.rest() if data is None else data
+                except (NotFoundError, NetworkError, PeerError) as error:
+                    failure = error
+            elif self.sources.discovering:
+                await self.sources.changed.wait()
+            else:
                 break
-            await self.sources.changed.wait()
-        if not peers:
-            raise NotFoundError(f"no peer is known to have {cid}")
-        return await self._fetcher.fetch(peers[: 4 * SOURCES_TRIED_MAX], cid, BLOCK_BYTES_MAX)
+        raise failure or NotFoundError(f"no peer is known to have {cid}")
 
 
 def _fragment_size(segment: Segment, stripe: int, slot: int) -> int:

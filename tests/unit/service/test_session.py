@@ -17,6 +17,7 @@ from dstore.core.peerid import PeerId
 from dstore.core.stripes import Cuts, SegmentPlan, plan_dag
 from dstore.errors import DstoreError, NetworkError, NodeError, NotFoundError, Unrecoverable
 from dstore.limits import HOLDERS_PER_SLOT_MAX, MANIFESTS_PER_PEER_MAX, MIB
+from dstore.network.streams import PeerAddresses
 from dstore.service import encoding
 from dstore.service.holder import LocalHolder
 from dstore.service.progress import AddOptions, AddResult
@@ -308,3 +309,21 @@ def test_a_catalog_that_fails_ends_the_search_and_not_the_node(
             assert await read(cluster, 3, result.cid) == b"x" * 1000
 
     run_deterministic(1, main)
+
+
+# --- Many peers that know nothing --------------------------------------------------------
+
+
+def test_those_who_know_the_root_are_asked_before_the_many_who_do_not() -> None:
+    async def main() -> None:
+        async with open_cluster(30) as cluster:
+            result, slots = await add(cluster, (2, 1))
+            await cluster.kill(0)
+            reader = outsider(cluster, slots)
+            for number in cluster.alive:
+                if number != reader:
+                    await cluster[reader].connect(PeerAddresses(cluster.peer(number)))
+            assert len(cluster[reader].network.connected()) == 28
+            assert await read(cluster, reader, result.cid) == DATA
+
+    run_deterministic(4, main)
