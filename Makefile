@@ -6,14 +6,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.dstore-ready
 JOBS   ?= 2
+FUZZ_SECONDS ?= 30
 
-.PHONY: help setup demo demo-short test check lint types contracts tidy soak bench lock proto clean
+.PHONY: help setup demo demo-short test check lint types contracts tidy fuzz soak bench lock proto clean
 
 help:
 	@echo 'make demo    a local network of nodes protects a real file, loses machines, serves it back'
 	@echo 'make test    the test suite (under 10 minutes on 2 cores)'
 	@echo 'make check   lint, types, import contracts, tidy tests, then make test'
-	@echo 'make soak    the long runs: hundreds of fault schedules, long transfers, scale'
+	@echo 'make fuzz    every decoder of bytes from outside, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
+	@echo 'make soak    the long runs: a thousand fault schedules, fuzzing, long transfers, scale'
 	@echo 'make bench   the figures of docs/performance.md'
 
 setup: $(STAMP)
@@ -45,8 +47,15 @@ tidy: setup
 
 check: lint types contracts tidy test
 
+# Where atheris has no wheel for the interpreter, the search goes on without coverage and says so.
+fuzz: setup
+	@$(BIN)/python -c 'import atheris' 2>/dev/null \
+	    || $(BIN)/pip install -q --only-binary atheris -e '.[fuzz]' || true
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --jobs $(JOBS)
+
 soak: setup
 	@$(BIN)/pytest -q -m soak --timeout 3600
+	@$(MAKE) fuzz FUZZ_SECONDS=600
 
 bench: setup
 	@$(BIN)/pip install -q -e '.[bench]' && sh benchmarks/all.sh

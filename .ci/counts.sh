@@ -1,4 +1,4 @@
-# What a log of `make check` says, for `.ci/run` (which sources this) and its tests.
+# What a log of `make check` or `make fuzz` says, for `.ci/run` (which sources this) and its tests.
 # pytest closes with one line such as
 #   2 failed, 75 passed, 1 skipped, 1 error in 66.59s (0:01:06)
 # (between rows of = where it is not quiet); where several runs share a log, the last counts,

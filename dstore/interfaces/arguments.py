@@ -66,8 +66,10 @@ def add_options(given: Mapping[str, Any]) -> AddOptions:
     texts: dict[str, str | None] = {}
     for name in ("code", "profile", "name"):
         value = given.get(name)
-        if value is not None and (not isinstance(value, str) or len(value) > PATH_BYTES_MAX):
-            raise CallerError(f"{name}: not a text")
+        if value is not None and not (
+            isinstance(value, str) and len(value) <= PATH_BYTES_MAX and _encodes(value)
+        ):
+            raise CallerError(f"{name}: not a text in UTF-8 of {PATH_BYTES_MAX} characters")
         texts[name] = value
     pin_seconds = natural(given, "pin_seconds")
     if pin_seconds == 0:
@@ -87,4 +89,15 @@ def local_path(given: Mapping[str, Any]) -> Path:
     path = given.get("path")
     if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
         raise CallerError("path: an absolute path on this machine is needed")
+    if not _encodes(path, "surrogateescape"):
+        raise CallerError("path: no file can have that name")
     return Path(path)
+
+
+def _encodes(text: str, errors: str = "strict") -> bool:
+    """Whether the text has a form in UTF-8: JSON can name halves of characters."""
+    try:
+        text.encode("utf-8", errors)
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -72,6 +72,9 @@ def parse_endpoint(address: str) -> Endpoint:
     port = int(port_text)
     if port > 65_535:
         raise ValueError(f"no TCP port in {address!r}")
+    # A zone behind an IPv6 address, any text, means something on one machine only.
+    if "%" in host:
+        raise ValueError(f"a multiaddr with a zone: {address!r}")
     if kind == "ip4":
         return Endpoint(kind, str(ipaddress.IPv4Address(host)), port)
     if kind == "ip6":

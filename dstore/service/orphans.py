@@ -1,9 +1,9 @@
 """Blocks that nothing keeps, found in small steps and deleted once they are a day old.
 
 What a killed add stored is not deleted at once: the same add, repeated within the day, finds
-it and goes on from there.  The age of an orphan is how long this process has seen it as one;
-a sweep decides again under the catalog's lock, so that a block which an add has just named
-(reference first, then put) is kept.
+it and goes on from there.  The age of an orphan is how long this process has seen it as one,
+by a clock that nobody sets; a sweep decides again under the catalog's lock, so that a block
+which an add has just named (reference first, then put) is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from itertools import islice
 from dstore.core.manifest import Segment
 from dstore.errors import CorruptStore, DataError, NotFoundError
 from dstore.limits import ORPHAN_SECONDS, ORPHANS_REMEMBERED_MAX, ORPHANS_WALKED_PER_STEP
-from dstore.runtime import Clock
 from dstore.service.stores import Stores
 from dstore.storage.rows import HeldSlot
 
@@ -23,9 +22,8 @@ class Orphans:
     """Walks the block store round and round.  All methods are called in workers, one at a
     time."""
 
-    def __init__(self, stores: Stores, clock: Clock) -> None:
+    def __init__(self, stores: Stores) -> None:
         self._stores = stores
-        self._clock = clock
         self._walk: Iterator[bytes] | None = None
         self._known: dict[bytes, float] = {}  # since when
         self._met: set[bytes] = set()  # of those, in this round
@@ -35,12 +33,11 @@ class Orphans:
         """Orphans that wait for their day to pass."""
         return len(self._known)
 
-    def step(self) -> int:
-        """Look at some blocks; returns how many were deleted."""
+    def step(self, now: float) -> int:
+        """Look at some blocks; returns how many were deleted.  `now` is trio's time."""
         if self._walk is None:
             self._walk = self._stores.blocks.multihashes()
         batch = list(islice(self._walk, ORPHANS_WALKED_PER_STEP))
-        now = self._clock.now()
         due: list[bytes] = []
         for multihash in self._stores.catalog.unreferenced(batch):
             since = self._known.get(multihash)

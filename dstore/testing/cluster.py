@@ -24,7 +24,7 @@ from dstore.service.stores import Stores
 from dstore.storage.catalog import open_catalog
 from dstore.storage.memory import MemoryStore
 from dstore.storage.records import RecordFiles
-from dstore.testing.deterministic import simulated_runtime
+from dstore.testing.deterministic import WrongClock, simulated_runtime
 from dstore.testing.faulty_store import FaultyStore
 from dstore.testing.memory_network import MemoryNetwork, NetworkOptions, memory_network
 
@@ -36,11 +36,12 @@ def node_key(number: int, purpose: str = "identity") -> SigningKey:
 
 @dataclass
 class ClusterNode:
-    """One node; `blocks` wraps its store, for breaking it."""
+    """One node; `blocks` wraps its store, for breaking it, and `clock` may be set wrong."""
 
     number: int
     node: Node
     blocks: FaultyStore
+    clock: WrongClock
     scope: trio.CancelScope
     stopped: trio.Event
 
@@ -105,7 +106,8 @@ class Cluster:
         catalog = open_catalog(directory / "catalog.sqlite3", RecordFiles(directory / "records"))
         catalog.release_stale_operations()
         host = self.hub.host(self.peer(number))
-        runtime = simulated_runtime(self.seed * 1000 + number)
+        clock = WrongClock()
+        runtime = simulated_runtime(self.seed * 1000 + number, clock)
         stopped = trio.Event()
         try:
             with trio.CancelScope() as scope:
@@ -117,7 +119,7 @@ class Cluster:
                     options,
                     runtime,
                 ) as node:
-                    self.nodes[number] = ClusterNode(number, node, blocks, scope, stopped)
+                    self.nodes[number] = ClusterNode(number, node, blocks, clock, scope, stopped)
                     ready.set()
                     await trio.sleep_forever()
         finally:

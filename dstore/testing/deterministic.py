@@ -17,7 +17,7 @@ import trio.testing
 from trio._core import _run as scheduler
 
 from dstore.core.peerid import PeerId
-from dstore.runtime import InlineWorkers, Runtime, TrioClock
+from dstore.runtime import Clock, InlineWorkers, Runtime, TrioClock
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -42,11 +42,20 @@ def run_deterministic(seed: int, main: Callable[[*Ts], Awaitable[T]], *args: *Ts
         scheduler._r.setstate(state_before)
 
 
-def simulated_runtime(seed: int) -> Runtime:
-    """Clock, randomness and workers for one simulated node: trio's clock, a generator seeded
-    with `seed`, and work done in place."""
+class WrongClock(TrioClock):
+    """Time of day as somebody set it: `ahead` seconds off; deadlines do not notice."""
+
+    ahead: float = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.ahead
+
+
+def simulated_runtime(seed: int, clock: Clock | None = None) -> Runtime:
+    """Clock, randomness and workers for one simulated node: trio's clock or the one given, a
+    generator seeded with `seed`, and work done in place."""
     generator = random.Random(seed)  # noqa: S311 - the seed is the point
-    return Runtime(clock=TrioClock(), random=generator, workers=InlineWorkers())
+    return Runtime(clock=clock or TrioClock(), random=generator, workers=InlineWorkers())
 
 
 def peer_number(number: int) -> PeerId:

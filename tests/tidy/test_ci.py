@@ -38,6 +38,7 @@ def shell(log: Path, call: str) -> tuple[str, int]:
         ("======= 3 failed, 1504 passed, 2 skipped in 241.03s (0:04:01) =======", 1504, 3),
         ("============ 1 error in 0.20s ============", 0, 1),
         ("no tests ran in 0.01s", 0, 0),
+        ("2 failed, 23 passed in 391.07s", 23, 2),  # make fuzz
         ("", 0, 0),
     ],
 )

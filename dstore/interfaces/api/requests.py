@@ -19,7 +19,7 @@ _QUERY_FIELDS_MAX = 32
 
 def query_of(request: Request) -> dict[str, str]:
     """The query; bytes that are no UTF-8 come as surrogates (PEP 383)."""
-    text = request.url.query
+    text = request.scope["query_string"].decode("utf-8", "surrogateescape")
     try:
         pairs = parse_qsl(
             text,

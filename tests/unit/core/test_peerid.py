@@ -70,6 +70,14 @@ def test_refuses_bytes(binary: bytes) -> None:
         PeerId(binary)
 
 
+@pytest.mark.parametrize("text", [PEER["peer_id"], RSA])
+@pytest.mark.parametrize("space", [" ", "\n", "\t\r\n", "\x1c"])
+def test_white_space_belongs_to_no_text(text: str, space: str) -> None:
+    for spaced in (text + space, space + text):
+        with pytest.raises(InvalidCid):
+            PeerId.parse(spaced)
+
+
 def test_refuses_a_key_of_another_length() -> None:
     with pytest.raises(InvalidCid):
         PeerId.of_ed25519(bytes(31))

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import pytest
 import trio
+from starlette.requests import Request
 
 from dstore.core.cid import CID, RAW
 from dstore.errors import (
@@ -28,6 +29,7 @@ from dstore.errors import (
     NotFoundError,
 )
 from dstore.interfaces.api.app import api_app
+from dstore.interfaces.api.requests import query_of
 from dstore.interfaces.client import Client, DaemonNotRunning, daemon_form
 from dstore.interfaces.http import serve_http
 from dstore.limits import HTTP_JSON_BYTES_MAX
@@ -283,6 +285,12 @@ async def test_errors_are_raised_again_in_the_client(tmp_path: Path) -> None:
         await fails(CallerError, lambda client: client.get("/v1/none"))
         large = {"cid": "x" * (HTTP_JSON_BYTES_MAX + 1)}
         await fails(CallerError, lambda client: client.post("/v1/pins/rm", large))
+
+
+async def test_a_query_with_bytes_that_are_no_utf8() -> None:
+    """As an ASGI server may hand it over; h11 takes ASCII only."""
+    request = Request({"type": "http", "query_string": b"path=a\xff%fe&x=\xc3\xa9"})
+    assert query_of(request) == {"path": "a\udcff\udcfe", "x": "é"}
 
 
 async def test_bodies_that_are_no_json_object() -> None:

@@ -69,6 +69,7 @@ def test_the_options_of_an_add() -> None:
         {"code": 3},
         {"profile": ["x"]},
         {"name": "x" * 5000},
+        {"name": "\ud800"},
         {"local_only": "yes"},
         {"local_only": 1},
         {"require_guarantee": -1},
@@ -85,7 +86,8 @@ def test_options_that_are_none(given: dict[str, Any]) -> None:
 
 def test_local_paths_are_absolute() -> None:
     assert local_path({"path": "/a/b"}) == Path("/a/b")
-    for path in (None, "", "a", "../a", "/a\0b", 3):
+    assert bytes(local_path({"path": "/\udcff"})) == b"/\xff"
+    for path in (None, "", "a", "../a", "/a\0b", "/\ud800", 3):
         with pytest.raises(CallerError):
             local_path({"path": path})
 

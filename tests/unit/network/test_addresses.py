@@ -102,6 +102,8 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
         "/ip4/127.0.0.1/tcp/1/p2p/x",
         "/ip4/127.0.0.256/tcp/1",
         "/ip6/::g/tcp/1",
+        "/ip6/fe80::1%eth0/tcp/1",
+        "/ip6/fe80::1%\x1b[2J\n/tcp/1",
         "/dns/" + "a" * 64 + "/tcp/1",
         "/dns/a..b/tcp/1",
         "/dns/" + "a." * ADDRESS_CHARS_MAX + "a/tcp/1",

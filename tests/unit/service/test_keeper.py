@@ -11,6 +11,7 @@ from dstore.core.cid import CID, RAW
 from dstore.core.pinrecord import open_lease
 from dstore.limits import (
     LEASE_SECONDS,
+    MESSAGE_SECONDS,
     ORPHAN_SECONDS,
     ORPHANS_WALKED_PER_STEP,
     RESERVATION_SECONDS,
@@ -131,6 +132,30 @@ async def test_a_reservation_ends_after_its_idle_time_and_its_blocks_go(tmp_path
         assert here.stores.catalog.reserved_bytes() == 0
 
 
+async def test_a_clock_that_was_set_ends_no_upload(tmp_path: Path) -> None:
+    root = protect()
+    async with open_single_holder(tmp_path) as here:
+        work = keeper(here)
+        reception = await here.accept(root, 0)
+        here.clock.time += 2 * DAY
+        await work.step()
+        assert len(here.stores.catalog.held_slots()) == 1
+        # Whoever goes on is seen by the next step; who does not is gone then.
+        await reception.store([(0, root.blocks[reception.expected(0)[0]])])
+        await work.step()
+        assert len(here.stores.catalog.held_slots()) == 1
+        here.clock.time -= 2 * DAY
+        await work.step()
+        here.clock.time += 2 * DAY
+        await work.step()
+        here.clock.time += MESSAGE_SECONDS
+        for _ in range(RESERVATION_SECONDS // MESSAGE_SECONDS):
+            await work.step()
+            here.clock.time += MESSAGE_SECONDS
+        await work.step()
+        assert here.stores.catalog.held_slots() == []
+
+
 def documents(*cids: CID) -> list[Block]:
     return [(cid, b"") for cid in cids]
 
@@ -174,11 +199,11 @@ async def test_a_reservation_that_was_finished_meanwhile_is_not_deleted(
 # --- Orphans -----------------------------------------------------------------------------
 
 
-def step_all(sweeper: Orphans) -> int:
+def step_all(sweeper: Orphans, here: SingleHolder) -> int:
     """One whole round."""
-    swept = sweeper.step()
+    swept = sweeper.step(here.clock.time)
     while sweeper._walk is not None:
-        swept += sweeper.step()
+        swept += sweeper.step(here.clock.time)
     return swept
 
 
@@ -188,16 +213,16 @@ async def test_orphans_are_deleted_after_a_day(tmp_path: Path) -> None:
         await here.put(root, 0)
         here.blocks.put_many(strays(10))
         before = here.blocks.usage().blocks
-        sweeper = Orphans(here.stores, here.clock)
-        assert step_all(sweeper) == 0
+        sweeper = Orphans(here.stores)
+        assert step_all(sweeper, here) == 0
         assert sweeper.known == 10
         here.clock.time += ORPHAN_SECONDS - 1
-        assert step_all(sweeper) == 0
+        assert step_all(sweeper, here) == 0
         here.clock.time += 1
-        assert step_all(sweeper) == 10
+        assert step_all(sweeper, here) == 10
         assert here.blocks.usage().blocks == before - 10
         assert all(here.has(root.slot(0)))
-        step_all(sweeper)
+        step_all(sweeper, here)
         assert sweeper.known == 0
 
 
@@ -205,17 +230,17 @@ async def test_an_orphan_that_was_needed_again_starts_its_day_anew(tmp_path: Pat
     async with open_single_holder(tmp_path) as here:
         (stray,) = strays(1)
         here.blocks.put_many([stray])
-        sweeper = Orphans(here.stores, here.clock)
-        step_all(sweeper)
+        sweeper = Orphans(here.stores)
+        step_all(sweeper, here)
         here.clock.time += ORPHAN_SECONDS / 2
         here.stores.catalog.reference(ReferenceKind.CACHE, b"key", [stray[0].multihash])
-        step_all(sweeper)
+        step_all(sweeper, here)
         assert sweeper.known == 0
         here.stores.catalog.release(ReferenceKind.CACHE, b"key")
         here.clock.time += ORPHAN_SECONDS / 2
-        assert step_all(sweeper) == 0
+        assert step_all(sweeper, here) == 0
         here.clock.time += ORPHAN_SECONDS
-        assert step_all(sweeper) == 1
+        assert step_all(sweeper, here) == 1
 
 
 async def test_a_round_is_made_in_small_steps(
@@ -225,14 +250,14 @@ async def test_a_round_is_made_in_small_steps(
     assert ORPHANS_WALKED_PER_STEP >= 1000
     async with open_single_holder(tmp_path) as here:
         here.blocks.put_many(strays(35))
-        sweeper = Orphans(here.stores, here.clock)
+        sweeper = Orphans(here.stores)
         known = []
         for _ in range(4):
-            sweeper.step()
+            sweeper.step(here.clock.time)
             known.append(sweeper.known)
         assert known == [10, 20, 30, 35]
         here.clock.time += ORPHAN_SECONDS
-        assert [sweeper.step() for _ in range(5)] == [10, 10, 10, 5, 0]
+        assert [sweeper.step(here.clock.time) for _ in range(5)] == [10, 10, 10, 5, 0]
 
 
 async def test_what_is_remembered_of_orphans_is_bounded(
@@ -241,13 +266,13 @@ async def test_what_is_remembered_of_orphans_is_bounded(
     monkeypatch.setattr(orphans, "ORPHANS_REMEMBERED_MAX", 20)
     async with open_single_holder(tmp_path) as here:
         here.blocks.put_many(strays(50))
-        sweeper = Orphans(here.stores, here.clock)
+        sweeper = Orphans(here.stores)
         for _ in range(3):
-            step_all(sweeper)
+            step_all(sweeper, here)
             assert sweeper.known <= 20
             here.clock.time += ORPHAN_SECONDS
         for _ in range(6):
-            step_all(sweeper)
+            step_all(sweeper, here)
             here.clock.time += ORPHAN_SECONDS
         assert here.blocks.usage().blocks == 0
 
@@ -259,21 +284,21 @@ async def test_a_repeated_add_keeps_what_the_killed_one_stored(
     async with open_single_holder(tmp_path) as here:
         blocks = strays(30)
         here.blocks.put_many(blocks)
-        sweeper = Orphans(here.stores, here.clock)
-        step_all(sweeper)
+        sweeper = Orphans(here.stores)
+        step_all(sweeper, here)
         here.clock.time += ORPHAN_SECONDS
 
         inner_put = here.blocks.inner.put_many
 
         def sweep_and_put(more: Sequence[Block]) -> None:
-            step_all(sweeper)  # after they are referenced, before they are put
+            step_all(sweeper, here)  # after they are referenced, before they are put
             inner_put(more)
 
         monkeypatch.setattr(here.blocks.inner, "put_many", sweep_and_put)
         async with Operation("add", here.stores, here.runtime) as save:
             for start in range(0, 30, 10):
                 save(blocks[start : start + 10])
-                step_all(sweeper)
+                step_all(sweeper, here)
             assert all(here.has(blocks))
         assert here.stores.catalog.operations() == []
 
@@ -287,12 +312,12 @@ async def test_a_killed_operation_lets_go_at_the_next_start(tmp_path: Path) -> N
             ReferenceKind.OPERATION, operation_key(number), [cid.multihash for cid, _ in blocks]
         )
         here.blocks.put_many(blocks)
-        sweeper = Orphans(here.stores, here.clock)
-        step_all(sweeper)
+        sweeper = Orphans(here.stores)
+        step_all(sweeper, here)
         assert sweeper.known == 0
         here.restart()
-        sweeper = Orphans(here.stores, here.clock)
-        step_all(sweeper)
+        sweeper = Orphans(here.stores)
+        step_all(sweeper, here)
         assert sweeper.known == 5
 
 
@@ -300,8 +325,8 @@ async def test_nothing_is_swept_while_references_are_missing(tmp_path: Path) -> 
     async with open_single_holder(tmp_path) as here:
         here.blocks.put_many(strays(5))
         here.stores.catalog._raise_counter("unverified", 1)
-        sweeper = Orphans(here.stores, here.clock)
-        step_all(sweeper)
+        sweeper = Orphans(here.stores)
+        step_all(sweeper, here)
         here.clock.time += ORPHAN_SECONDS
-        assert step_all(sweeper) == 0
+        assert step_all(sweeper, here) == 0
         assert here.blocks.usage().blocks == 5
