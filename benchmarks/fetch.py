@@ -63,7 +63,11 @@ def sick(directory: Path, nodes: Nodes, names: list[str], mode: str) -> Iterator
     if mode == "lying":
         for node in (node for node in nodes if node["name"] in names):
             command = [sys.executable, "-m", "benchmarks.liar", node["home"]]
-            liars.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            liars.append(
+                subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                )
+            )
         for liar in liars:
             assert liar.stdout is not None
             liar.stdout.readline()  # ready
@@ -194,6 +198,8 @@ def large(work: Path, mib: int, runs: int, ranges: int, modes: list[str]) -> dic
                 name: round(statistics.median(row[name] for row in rows), 2) for name in rows[0]
             }
             result[mode]["mb_per_s_each"] = [round(row["mb_per_s"], 1) for row in rows]
+            result[mode]["first_byte_ms_each"] = [round(row["first_byte_ms"], 1) for row in rows]
+            print(f"{mode}: {result[mode]}", file=sys.stderr, flush=True)
         middle, firsts = size // 2 + MIB // 3, []
         expected = digest_of(path, middle, MIB)
         for run in range(ranges):

@@ -132,7 +132,10 @@ SMALL_WRITES_BYTES: Final = 64 * KIB  # headers and small blocks are written tog
 SERVED_MEMORY_BYTES_MAX: Final = 256 * MIB  # all peers together
 SERVED_STREAMS_MAX: Final = 2048  # all peers together
 MESSAGE_SECONDS: Final = 120  # for one whole message or block: a slower peer is given up
-WORKING_SECONDS: Final = 5  # between signs of life while a disk or a check takes long
+WORKING_SECONDS: Final = 1  # between signs of life while a disk or a check takes long
+# A holder that says nothing for so long while a slot is brought to it is dead or stopped, and
+# the slot goes to another within the five seconds that an add may stand still.
+SLOT_SILENCE_SECONDS: Final = 2.5
 WORKING_TOTAL_SECONDS: Final = 600  # signs of life alone are believed this long
 FRAGMENT_STREAMS_IDLE_PER_PEER_MAX: Final = 4
 FRAGMENT_STREAMS_IDLE_MAX: Final = 256
@@ -209,6 +212,8 @@ UPLOAD_ATTEMPTS_MAX: Final = 8  # rounds of placing what failed elsewhere
 UPLOADS_MAX: Final = 32  # slots on their way at once: a few megabytes each
 CANDIDATES_MAX: Final = 128
 HELLO_SECONDS: Final = 3  # a candidate that has not answered by then is not asked for more
+# Nor one that is silent this long, and four times the slowest answer, after the last of others.
+HELLO_QUIET_SECONDS: Final = 0.5
 SERVE_BATCH_BYTES: Final = 2 * MIB  # read in one call in a worker, then written out
 SERVE_BATCH_BLOCKS_MAX: Final = 128
 PARITY_BATCH_BYTES: Final = 4 * MIB  # computed in one call; two batches are kept per segment
@@ -228,7 +233,14 @@ SEGMENTS_IN_MEMORY: Final = 8  # decoded, a few megabytes each
 SESSIONS_MAX: Final = 64  # roots of which holders are remembered
 SESSION_SECONDS: Final = 300
 PREFETCH_NODES: Final = 8
-HEDGE_SECONDS: Final = 0.5  # a block this late is asked of somebody else too
+HEDGE_SECONDS: Final = 0.5  # anything else this late is asked of somebody else too
+# A block is asked of somebody else too after so many times what its peer took lately, within
+# these; the least is above what a busy event loop costs.
+HEDGE_FACTOR: Final = 4
+HEDGE_SECONDS_MIN: Final = 0.1
+HEDGE_SECONDS_MAX: Final = HEDGE_SECONDS
+HEDGE_SECONDS_UNKNOWN: Final = 0.25  # of a peer that has not answered yet
+ESTIMATE_WEIGHT: Final = 0.25  # of the newest answer in a peer's averages
 FETCH_BLOCK_SECONDS: Final = 30
 FETCH_STREAMS_PER_PEER: Final = 2  # one request travels while the other's answer streams
 FETCH_BATCH_BLOCKS_MAX: Final = 256  # small blocks: few round trips
@@ -282,6 +294,8 @@ assert FETCH_BATCH_BYTES_MAX * FETCH_STREAMS_PER_PEER <= PEER_MEMORY_BYTES_MAX
 assert FETCH_BATCH_BLOCKS_MAX <= GET_BLOCKS_MAX
 assert REPROVIDE_SECONDS * 2 < PROVIDER_SECONDS
 assert KEEPALIVE_SECONDS + KEEPALIVE_TIMEOUT_SECONDS < 30
+assert HELLO_QUIET_SECONDS < HELLO_SECONDS
+assert HEDGE_SECONDS_MIN < HEDGE_SECONDS_UNKNOWN < HEDGE_SECONDS_MAX
 assert REQUEST_SECONDS < PROGRESS_SECONDS < IDLE_STREAM_SECONDS
 assert KAD_SUSPECT_SLOW_SECONDS_MIN < KAD_SLOW_SECONDS_MIN < KAD_SLOW_SECONDS_MAX
 assert KAD_SLOW_SECONDS_MAX < KAD_REQUEST_SECONDS < KAD_LOOKUP_SECONDS
@@ -290,7 +304,7 @@ assert KAD_PEERS_PER_REPLY_MAX <= KAD_BUCKET
 assert FIND_RECORDS_MAX * RECORD_BYTES_MAX < CONTROL_BYTES_MAX
 assert PEER_BUDGET_BYTES >= 8 * BLOCK_BYTES_MAX
 assert FRAGMENT_STREAMS_PER_PEER_MAX < PEER_STREAMS_SERVED_MAX
-assert WORKING_SECONDS < REQUEST_SECONDS
+assert 2 * WORKING_SECONDS < SLOT_SILENCE_SECONDS < REQUEST_SECONDS
 assert MESSAGE_SECONDS < KEEPER_SECONDS  # an upload shows itself between two steps
 assert AT_RISK_SECONDS < HEALTH_CHECK_SECONDS < AWAY_SECONDS
 assert SEGMENT_BYTES_MAX <= PLACEMENT_GROUP_BYTES

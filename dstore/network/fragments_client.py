@@ -42,6 +42,7 @@ from dstore.limits import (
     NEGOTIATE_SECONDS,
     PROGRESS_SECONDS,
     REQUEST_SECONDS,
+    SLOT_SILENCE_SECONDS,
 )
 from dstore.network.fragment_stream import FragmentStream
 from dstore.network.slot_upload import LoadBlock, PutProgress, ReadFragment, SlotBlock, SlotUpload
@@ -62,8 +63,12 @@ _HAVE_SEGMENTS = 64  # in one exchange: an answer of the largest holdings stays 
 class _Exchange:
     """A request sent on a stream, and its answers."""
 
-    def __init__(self, link: FragmentStream) -> None:
+    def __init__(self, link: FragmentStream, silence_seconds: float | None = None) -> None:
+        """`silence_seconds`: how long the peer may say nothing, where that is less than what
+        answers in general may take."""
         self.link = link
+        self._first_seconds = silence_seconds or REQUEST_SECONDS
+        self._next_seconds = silence_seconds or PROGRESS_SECONDS
         self.first: wire.Answer | None = None  # read while the stream was proved to be alive
         self.finished = False  # and so the stream fit for the next one
         self.answer_bytes = 0
@@ -71,13 +76,13 @@ class _Exchange:
     async def begin(self, request: wire.Request) -> None:
         """Send the request and wait for the first answer."""
         await self.link.send(encode_request(request))
-        self.first = await self._read(REQUEST_SECONDS)
+        self.first = await self._read(self._first_seconds)
 
     async def answer(self) -> wire.Answer:
         """The next answer; a refusal is raised, and ends the exchange."""
         answer, self.first = self.first, None
         if answer is None:
-            answer = await self._read(PROGRESS_SECONDS)
+            answer = await self._read(self._next_seconds)
         if isinstance(answer, wire.Refusing):
             self.finished = True
             told = f": {answer.text}" if answer.text else ""
@@ -238,7 +243,7 @@ class FragmentsClient:
         is read and sent.  Errors of both end the exchange and are passed on.
         """
         upload = SlotUpload(offer, load_block, slot_blocks, read, progress)
-        async with self._exchange(peer, upload.request) as exchange:
+        async with self._exchange(peer, upload.request, SLOT_SILENCE_SECONDS) as exchange:
             try:
                 lease = await upload.run(exchange.link, exchange.answer)
             except Refused:
@@ -298,7 +303,9 @@ class FragmentsClient:
     # --- Streams -----------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _exchange(self, peer: PeerId, request: wire.Request) -> AsyncIterator[_Exchange]:
+    async def _exchange(
+        self, peer: PeerId, request: wire.Request, silence_seconds: float | None = None
+    ) -> AsyncIterator[_Exchange]:
         """An exchange begun, on a stream that is kept where it came to its end in order and
         reset where it did not."""
         pool = self._pools.setdefault(peer, _Pool())
@@ -309,7 +316,7 @@ class FragmentsClient:
             if scope.cancelled_caught:
                 raise DeadlineExceeded(f"too many exchanges with {peer} at once")
             try:
-                exchange = await self._begin(peer, pool, request)
+                exchange = await self._begin(peer, pool, request, silence_seconds)
                 try:
                     yield exchange
                 finally:
@@ -321,18 +328,21 @@ class FragmentsClient:
             if not pool.users and not pool.idle and self._pools.get(peer) is pool:
                 del self._pools[peer]
 
-    async def _begin(self, peer: PeerId, pool: _Pool, request: wire.Request) -> _Exchange:
+    async def _begin(
+        self, peer: PeerId, pool: _Pool, request: wire.Request, silence_seconds: float | None
+    ) -> _Exchange:
         """Send the request: on an idle stream, and where the peer has meanwhile ended that,
         on a new one."""
         while True:
             link = await _take_idle(pool)
             fresh = link is None
             if link is None:
-                with trio.move_on_after(_OPEN_SECONDS) as scope:
+                open_seconds = silence_seconds or _OPEN_SECONDS
+                with trio.move_on_after(open_seconds) as scope:
                     link = FragmentStream(await self._network.open_stream(peer, [wire.PROTOCOL]))
                 if link is None or scope.cancelled_caught:
-                    raise DeadlineExceeded(f"no stream to {peer} within {_OPEN_SECONDS} s")
-            exchange = _Exchange(link)
+                    raise DeadlineExceeded(f"no stream to {peer} within {open_seconds} s")
+            exchange = _Exchange(link, silence_seconds)
             begun = False
             try:
                 await exchange.begin(request)

@@ -14,7 +14,7 @@ from dstore.core import wire
 from dstore.core.peerid import PeerId
 from dstore.core.placement import Candidate, domains_of
 from dstore.errors import NetworkError, PeerError
-from dstore.limits import CANDIDATES_MAX, HELLO_SECONDS
+from dstore.limits import CANDIDATES_MAX, HELLO_QUIET_SECONDS, HELLO_SECONDS
 from dstore.network.fragments_client import FragmentsClient
 from dstore.network.routing import Routing
 from dstore.network.streams import Network, PeerAddresses
@@ -66,10 +66,27 @@ class CandidateFinder:
                 targets.setdefault(row.peer, PeerAddresses(row.peer, row.addresses))
         targets.pop(self._network.peer_id, None)
         found: dict[PeerId, Candidate] = {}
+        begun = trio.current_time()
+        asking = min(len(targets), CANDIDATES_MAX)
+        news, ended = trio.open_memory_channel[float](CANDIDATES_MAX)
+
+        async def ask(target: PeerAddresses) -> None:
+            await self._ask(target, found)
+            news.send_nowait(trio.current_time() - begun)
+
         with trio.move_on_after(HELLO_SECONDS):
             async with open_plain_nursery() as nursery:
                 for target in list(targets.values())[:CANDIDATES_MAX]:
-                    nursery.start_soon(self._ask, target, found)
+                    nursery.start_soon(ask, target)
+                patience_seconds: float = HELLO_SECONDS
+                for _ in range(asking):
+                    with trio.move_on_after(patience_seconds) as waiting:
+                        slowest = await ended.receive()
+                    if waiting.cancelled_caught:
+                        break  # the others are dead, or so slow that no slot should be theirs
+                    if found:
+                        patience_seconds = HELLO_QUIET_SECONDS + 4 * slowest
+                nursery.cancel_scope.cancel()
         return sorted(found.values(), key=lambda candidate: candidate.peer)
 
     async def introduce(self, peers: Iterable[PeerId]) -> None:

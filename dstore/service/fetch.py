@@ -1,20 +1,23 @@
 """Blocks from named peers: requests to one peer are joined, and each peer's record is kept.
 
-This file decides how to ask one peer and how good a peer has been; which peers to ask, and
-what to do when they fail, is `retrieve`'s.
+What a peer did lately, as delay and rate, says who is asked first and when somebody else is
+asked beside it.  Which peers could have a block, and what to do when none sends it, is the
+session's business.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import trio
 
 from dstore.core.cid import CID
+from dstore.core.estimate import PeerEstimate
 from dstore.core.peerid import PeerId
 from dstore.errors import (
     DstoreError,
@@ -27,6 +30,7 @@ from dstore.limits import (
     FETCH_BATCH_BYTES_MAX,
     FETCH_PEERS_TRACKED_MAX,
     FETCH_STREAMS_PER_PEER,
+    HEDGE_SECONDS_UNKNOWN,
     PEER_COOL_OFF_SECONDS,
     PEER_COOL_OFF_SECONDS_MAX,
 )
@@ -46,28 +50,93 @@ class BlockClient(Protocol):
 FaultReport = Callable[[PeerId, str, str], None]
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Want:
-    """One block that somebody waits for."""
+    """One block asked of one peer, for all that wait for it."""
 
+    peer: PeerId
     cid: CID
     size: int
-    done: trio.Event = field(default_factory=trio.Event)
-    data: bytes | None = None
-    error: DstoreError | None = None
-    abandoned: bool = False
+    asked_at: float
+    races: list[Race] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class _PeerQueue:
     """What is wanted of one peer, and how it has done so far."""
 
-    wants: deque[_Want] = field(default_factory=deque)
+    wants: deque[_Want] = field(default_factory=deque)  # not asked for yet
+    pending: dict[bytes, _Want] = field(default_factory=dict)  # by multihash, asked for or not
     streams: int = 0
     failures: int = 0
     cool_until: float = 0.0
     lied: bool = False
     waiting_bytes: int = 0
+    heard_at: float = -math.inf
+    estimate: PeerEstimate = field(default_factory=PeerEstimate)
+
+
+class Race:
+    """One block, asked of one peer after another until somebody has sent it.
+
+    A peer that fails is followed by the next at once, a late one, which goes on, after the
+    time that its record says.  Nothing runs for a race but the fetcher's own streams.
+    """
+
+    def __init__(self, fetcher: BlockFetcher, cid: CID, size: int) -> None:
+        self._fetcher = fetcher
+        self._cid = cid
+        self._size = size
+        self._pending: list[_Want] = []
+        self._news = trio.Event()
+        self._data: bytes | None = None
+        self._failure: DstoreError | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether a peer still may answer."""
+        return bool(self._pending)
+
+    async def first(self, peers: Iterable[PeerId]) -> bytes | None:
+        """The block, from the first of the peers to send it; None where each has failed or is
+        late."""
+        for peer in peers:
+            patience_seconds = self._fetcher.patience_seconds(peer, self._size)
+            want = self._fetcher.want(peer, self._cid, self._size)
+            want.races.append(self)
+            self._pending.append(want)
+            with trio.move_on_after(patience_seconds):
+                while self._data is None and want in self._pending:
+                    await self._news.wait()
+            if self._data is not None:
+                return self._data
+        return None
+
+    async def rest(self) -> bytes:
+        """The block, from those that are late.  Raises the last failure where all have failed,
+        NotFoundError where nobody was asked."""
+        while self._data is None and self._pending:
+            await self._news.wait()
+        if self._data is not None:
+            return self._data
+        raise self._failure or NotFoundError("there is nobody to ask")
+
+    def leave(self) -> None:
+        """Give up what is under way.  Who was silent all the while, though another way led to
+        the block, is remembered for it."""
+        for want in self._pending:
+            self._fetcher.give_up(want, self)
+        self._pending.clear()
+
+    def tell(self, want: _Want, data: bytes | None, failure: DstoreError | None) -> None:
+        """What became of a want."""
+        self._pending.remove(want)
+        if data is None:
+            self._failure = failure or NotFoundError(f"{want.peer} has no block {want.cid}")
+        elif self._data is None:
+            self._data = data
+        self._news.set()
+        self._news = trio.Event()
 
 
 class BlockFetcher:
@@ -86,40 +155,67 @@ class BlockFetcher:
         self._on_fault = on_fault
         self._peers: dict[PeerId, _PeerQueue] = {}
 
-    async def fetch(self, peer: PeerId, cid: CID, size: int) -> bytes:
-        """The block from `peer`; `size` in bytes is a hint for how much to ask at a time.
-
-        Raises NotFoundError where the peer has not got it, HashMismatch or ProtocolViolation
-        where it answers wrongly, NetworkError where it does not answer.
-        """
-        queue = self._queue(peer)
-        want = _Want(cid, size)
-        queue.wants.append(want)
-        queue.waiting_bytes += size
-        if queue.streams < FETCH_STREAMS_PER_PEER:
-            queue.streams += 1
-            self._nursery.start_soon(self._serve, peer, queue)
+    @contextmanager
+    def race(self, cid: CID, size: int) -> Iterator[Race]:
+        """A race for a block of about `size` bytes; what is under way at the end of the block
+        is given up."""
+        race = Race(self, cid, size)
         try:
-            await want.done.wait()
+            yield race
         finally:
-            want.abandoned = True
-            queue.waiting_bytes -= size
-        if want.error is not None:
-            raise want.error
-        if want.data is None:
-            raise NotFoundError(f"{peer} has no block {cid}")
-        return want.data
+            race.leave()
+
+    async def fetch(self, peers: Iterable[PeerId], cid: CID, size: int) -> bytes:
+        """The block from one of the peers, the best first; `size` in bytes is about its own.
+
+        Raises what the last of them failed with: NotFoundError where it has not got the block,
+        HashMismatch or ProtocolViolation where it answered wrongly, NetworkError where it did
+        not answer.
+        """
+        with self.race(cid, size) as race:
+            data = await race.first(self.best_first(peers))
+            return await race.rest() if data is None else data
+
+    def want(self, peer: PeerId, cid: CID, size: int) -> _Want:
+        """For a race: ask the peer for the block, unless that is under way."""
+        queue = self._queue(peer)
+        want = queue.pending.get(cid.multihash)
+        if want is None:
+            want = _Want(peer, cid, size, trio.current_time())
+            queue.pending[cid.multihash] = want
+            queue.wants.append(want)
+            queue.waiting_bytes += size
+            if queue.streams < FETCH_STREAMS_PER_PEER:
+                queue.streams += 1
+                self._nursery.start_soon(self._serve, peer, queue)
+        return want
+
+    def give_up(self, want: _Want, race: Race) -> None:
+        """For a race: it waits no longer.  A want that nobody waits for is not sent."""
+        want.races.remove(race)
+        queue = self._queue(want.peer)
+        silent = queue.heard_at < want.asked_at
+        if silent and trio.current_time() >= want.asked_at + HEDGE_SECONDS_UNKNOWN:
+            self.stalled(want.peer)
+
+    def patience_seconds(self, peer: PeerId, size: int) -> float:
+        """How long the peer is waited for alone, should it be asked for `size` bytes now."""
+        queue = self._queue(peer)
+        return queue.estimate.patience_seconds(queue.waiting_bytes + size)
 
     def best_first(self, peers: Iterable[PeerId]) -> list[PeerId]:
         """The peers that may be asked, the most promising first: those that never lied, not
-        cooling off, least queued.  Peers that lied are left out."""
+        cooling off, soonest done with what they were asked for.  Peers that lied are left
+        out."""
         now = trio.current_time()
 
-        def rank(peer: PeerId) -> tuple[bool, int, int, bytes]:
+        def rank(peer: PeerId) -> tuple[bool, int, float, int, bytes]:
             queue = self._peers.get(peer)
             if queue is None:
-                return (False, 0, 0, peer.binary)
-            return (queue.cool_until > now, queue.failures, queue.waiting_bytes, peer.binary)
+                return (False, 0, 0.0, 0, peer.binary)
+            expected = queue.estimate.expected_seconds(queue.waiting_bytes)
+            cooling = queue.cool_until > now
+            return (cooling, queue.failures, expected, queue.waiting_bytes, peer.binary)
 
         return sorted((peer for peer in peers if not self.has_lied(peer)), key=rank)
 
@@ -134,9 +230,11 @@ class BlockFetcher:
         return queue is not None and queue.cool_until > trio.current_time()
 
     def stalled(self, peer: PeerId) -> None:
-        """Note that somebody else answered while this peer was still silent."""
+        """Note that another way led to a block while this peer was silent."""
         self.counters.late_answers += 1
-        self._failed(self._queue(peer))
+        queue = self._queue(peer)
+        if queue.cool_until <= trio.current_time():  # once for all that waits for the peer
+            self._failed(queue)
 
     def _queue(self, peer: PeerId) -> _PeerQueue:
         queue = self._peers.get(peer)
@@ -168,34 +266,46 @@ class BlockFetcher:
 
     async def _ask(self, peer: PeerId, queue: _PeerQueue, batch: list[_Want]) -> None:
         answered = 0
+        asked_at = since = trio.current_time()
+        failure: DstoreError | None = None
         try:
             async with self._client.get_blocks(peer, [want.cid for want in batch]) as blocks:
                 async for _, data in blocks:
-                    want = batch[answered]
-                    answered += 1
-                    want.data = data
+                    queue.heard_at = now = trio.current_time()
+                    if answered == 0:
+                        queue.estimate.answered(now - asked_at)
+                    elif data is not None:
+                        queue.estimate.moved(len(data), now - since)
+                    since = now
                     if data is not None:
                         self.counters.fetched_blocks += 1
                         self.counters.fetched_bytes += len(data)
-                    want.done.set()
                     queue.failures = 0
+                    answered += 1
+                    _end(queue, batch[answered - 1], data)
         except (HashMismatch, ProtocolViolation) as error:
             queue.lied = True
             self._on_fault(peer, type(error).__name__, str(error))
-            self._fail(batch[answered:], error)
+            failure = error
         except DstoreError as error:
             self._failed(queue)
-            self._fail(batch[answered:], error)
+            failure = error
         finally:
             # Cancelled, or an answer shorter than the question: nobody waits for ever.
             for want in batch[answered:]:
-                want.done.set()
+                _end(queue, want, None, failure)
 
-    @staticmethod
-    def _fail(wants: Iterable[_Want], error: DstoreError) -> None:
-        for want in wants:
-            want.error = error
-            want.done.set()
+
+def _end(
+    queue: _PeerQueue, want: _Want, data: bytes | None, failure: DstoreError | None = None
+) -> None:
+    """A want is over: tell those that wait."""
+    if queue.pending.get(want.cid.multihash) is want:
+        del queue.pending[want.cid.multihash]
+    queue.waiting_bytes -= want.size
+    races, want.races = want.races, []
+    for race in races:
+        race.tell(want, data, failure)
 
 
 def _next_batch(queue: _PeerQueue) -> list[_Want]:
@@ -207,9 +317,11 @@ def _next_batch(queue: _PeerQueue) -> list[_Want]:
         if batch and size + want.size > FETCH_BATCH_BYTES_MAX:
             break
         queue.wants.popleft()
-        if not want.abandoned:
+        if want.races:
             batch.append(want)
             size += want.size
+        else:
+            _end(queue, want, None)
     return batch
 
 

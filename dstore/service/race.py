@@ -19,15 +19,12 @@ T = TypeVar("T")
 
 
 async def first_success(
-    ways: Sequence[Callable[[], Awaitable[T]]],
-    *,
-    stagger_seconds: float,
-    on_late: Callable[[int], None] = lambda _: None,
+    ways: Sequence[Callable[[], Awaitable[T]]], *, stagger_seconds: float, at_once: int = 1
 ) -> T:
     """The result of the first of `ways` to succeed; the others are cancelled.
 
-    `on_late(i)` is told of each way that was still silent when its successor had to start.
-    Raises the last failure when all fail, NotFoundError when there are none.
+    The first `at_once` of them start together.  Raises the last failure when all fail,
+    NotFoundError when there are none.
     """
     if len(ways) == 1:
         return await ways[0]()
@@ -49,12 +46,9 @@ async def first_success(
         for index, way in enumerate(ways):
             ended = trio.Event()
             nursery.start_soon(run, way, ended)
-            if index == len(ways) - 1:
-                break
-            with trio.move_on_after(stagger_seconds) as waiting:
-                await ended.wait()
-            if waiting.cancelled_caught:
-                on_late(index)
+            if index >= at_once - 1:
+                with trio.move_on_after(stagger_seconds):
+                    await ended.wait()
     if result:
         return result[0]
     if failures:
@@ -68,7 +62,6 @@ async def gather_enough(
     *,
     stagger_seconds: float,
     within_seconds: float = math.inf,
-    on_late: Callable[[int], None] = lambda _: None,
 ) -> list[T]:
     """The results of the first `needed` of `ways` to succeed, in the order they came.
 
@@ -111,8 +104,6 @@ async def gather_enough(
                     await news.wait()
                 news = trio.Event()
                 if waiting.cancelled_caught and started < len(ways):
-                    for index in running - late:
-                        on_late(index)
                     late |= running
         nursery.cancel_scope.cancel()
     return results

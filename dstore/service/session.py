@@ -7,7 +7,7 @@ lying costs one detour; it is remembered by the fetcher, and the next block goes
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from functools import partial
 
 import trio
@@ -32,18 +32,18 @@ from dstore.limits import (
     BLOCK_BYTES_MAX,
     FETCH_BLOCK_SECONDS,
     HEDGE_SECONDS,
+    HEDGE_SECONDS_UNKNOWN,
     HOLDER_MAP_PEERS_ASKED,
     HOLDER_MAP_SECONDS,
     HOLDERS_ASKED_MAX,
     HOLDERS_PER_SLOT_MAX,
-    MIB,
     SEGMENTS_IN_MEMORY,
     SOURCES_TRIED_MAX,
 )
 from dstore.network.fragments_client import FragmentsClient
 from dstore.network.streams import Network, PeerAddresses
 from dstore.runtime import Runtime
-from dstore.service.fetch import BlockFetcher
+from dstore.service.fetch import BlockFetcher, Race
 from dstore.service.flights import Flights
 from dstore.service.race import first_success, gather_enough
 from dstore.service.sources import Discovery, RootSources
@@ -105,6 +105,7 @@ class RootSession:
         self._bad_stripes: set[tuple[CID, int]] = set()
         self._blocks: Flights[bytes] = Flights(nursery)
         self._loads: Flights[tuple[Segment, Holders]] = Flights(nursery)
+        self._stripes: Flights[dict[int, bytes]] = Flights(nursery)
 
     async def held(self, cids: Sequence[CID]) -> list[bool]:
         """For each block whether this node has it: one look for many blocks."""
@@ -245,78 +246,77 @@ class RootSession:
         ready = [peer for peer in own if not self._fetcher.is_cooling(peer)]
         extra = [peer for peer in others if not self._fetcher.is_cooling(peer)]
         late = [peer for peer in (*own, *others) if self._fetcher.is_cooling(peer)]
-        asked: list[Collection[PeerId]] = []
-        ways: list[Way] = []
-        for peers in (ready, extra[:SOURCES_TRIED_MAX]):
-            if peers:
-                ways.append(partial(self._direct, cid, peers))
-                asked.append(peers)
-        ways.append(partial(self._decode, segment, holders, stripe, slot))
-        asked.append(())
-        if late:
-            ways.append(partial(self._direct, cid, late))
-            asked.append(())
-
-        def on_late(index: int) -> None:
-            for peer in asked[index]:
-                self._fetcher.stalled(peer)
-
-        return await first_success(ways, stagger_seconds=HEDGE_SECONDS, on_late=on_late)
-
-    async def _direct(self, cid: CID, peers: Iterable[PeerId]) -> bytes:
-        """From one of the peers; the same request for two readers is one."""
-        ordered = self._fetcher.best_first(peers)
-
-        async def work() -> bytes:
-            ways = [partial(self._fetcher.fetch, peer, cid, MIB) for peer in ordered]
+        best = self._fetcher.best_first
+        with self._fetcher.race(cid, _fragment_size(segment, stripe, slot)) as race:
+            data = await race.first([*best(ready), *best(extra)[:SOURCES_TRIED_MAX]])
+            if data is not None:
+                return data
+            ways: list[Way] = [race.rest] if race.running else []
+            ways.append(partial(self._decode, segment, holders, stripe, slot))
+            if late:
+                ways.append(partial(self._late, race, late))
+            # Those that are late go on beside the decoding, which begins at once.
             return await first_success(
-                ways,
-                stagger_seconds=HEDGE_SECONDS,
-                on_late=lambda index: self._fetcher.stalled(ordered[index]),
+                ways, stagger_seconds=HEDGE_SECONDS, at_once=len(ways) - bool(late)
             )
 
-        return await self._blocks.share(("direct", cid.multihash, *ordered), work)
+    async def _late(self, race: Race, peers: Sequence[PeerId]) -> bytes:
+        """From those that failed a moment ago, if nothing else comes of it."""
+        data = await race.first(self._fetcher.best_first(peers))
+        return await race.rest() if data is None else data
 
     async def _decode(self, segment: Segment, holders: Holders, stripe: int, slot: int) -> bytes:
-        """Computed from as many other fragments of the stripe as it has data blocks."""
-        one = segment.stripes[stripe]
-        if (segment.cid, stripe) in self._bad_stripes:
+        """Computed from other fragments of the stripe; those who want several of its blocks
+        share the work."""
+        cid = segment.fragment(stripe, slot)
+        if (segment.cid, stripe) in self._bad_stripes or cid is None:
             raise MalformedBlock(f"stripe {stripe} of {segment.cid} is known not to decode")
+        work = partial(self._decode_stripe, segment, holders, stripe, slot)
+        made = await self._stripes.share((segment.cid, stripe, slot >= segment.k), work)
+        data = made.get(slot) or self._cache.get(cid)
+        if data is None:  # it was one of the fragments that the others were made of
+            return (await self._fragment(segment, holders, stripe, slot))[1]
+        return data
+
+    async def _decode_stripe(
+        self, segment: Segment, holders: Holders, stripe: int, slot: int
+    ) -> dict[int, bytes]:
+        """The fragment `slot` and all data blocks of the stripe that are not at hand, from as
+        many others as there are data blocks."""
+        one = segment.stripes[stripe]
         existing = [*range(len(one.data)), *range(segment.k, segment.n)]
         others = [other for other in existing if other != slot]
         # Neighbouring data blocks are wanted next anyway; holders that failed come last.
         others.sort(key=lambda other: self._fragment_cost(segment, holders, stripe, other))
         ways = [partial(self._fragment, segment, holders, stripe, other) for other in others]
-
-        def on_late(index: int) -> None:
-            for peer in holders.get(others[index], {}):
-                self._fetcher.stalled(peer)
-
-        got = await gather_enough(
-            ways, len(one.data), stagger_seconds=HEDGE_SECONDS, on_late=on_late
-        )
-        cid = segment.fragment(stripe, slot)
-        if len(got) < len(one.data) or cid is None:
+        got = dict(await gather_enough(ways, len(one.data), stagger_seconds=HEDGE_SECONDS_UNKNOWN))
+        if len(got) < len(one.data):
             raise Unrecoverable(
                 f"{len(got)} fragments of stripe {stripe} of {segment.cid} could be had; "
                 f"{len(one.data)} are needed"
             )
-        size = one.data[slot][1] if slot < segment.k else one.length
+        wanted = sorted({slot, *range(len(one.data))} - got.keys())
 
-        def work() -> bytes | None:
-            made = erasure.reconstruct(
-                segment.k, segment.m, dict(got), [slot], one.length, len(one.data)
-            )
-            data = bytes(made[slot][:size])
-            return data if cid.verify(data) else None
+        def work() -> dict[int, bytes] | None:
+            made = erasure.reconstruct(segment.k, segment.m, got, wanted, one.length, len(one.data))
+            blocks = {
+                lost: bytes(made[lost][: _fragment_size(segment, stripe, lost)]) for lost in wanted
+            }
+            cids = {lost: segment.fragment(stripe, lost) for lost in wanted}
+            right = all(cid is not None and cid.verify(blocks[lost]) for lost, cid in cids.items())
+            return blocks if right else None
 
-        data = await self._runtime.workers.run(work)
-        if data is None:
+        blocks = await self._runtime.workers.run(work)
+        if blocks is None:
             # All inputs were verified, so it is the encoder that lied: never try it again.
             self._bad_stripes.add((segment.cid, stripe))
-            raise MalformedBlock(f"stripe {stripe} of {segment.cid} does not decode to {cid}")
-        self._fetcher.counters.decoded_blocks += 1
-        return data
+            raise MalformedBlock(f"stripe {stripe} of {segment.cid} does not decode")
+        for lost, data in blocks.items():
+            cid = segment.fragment(stripe, lost)
+            assert cid is not None
+            self._cache.put(cid, data)
+        self._fetcher.counters.decoded_blocks += len(blocks)
+        return blocks
 
     def _fragment_cost(
         self, segment: Segment, holders: Holders, stripe: int, slot: int
@@ -338,8 +338,8 @@ class RootSession:
         assert cid is not None
         data = self._cache.get(cid) or await self._local(cid)
         if data is None:
-            peers = list(holders.get(slot, {}))
-            data = await self._direct(cid, peers)
+            size = _fragment_size(segment, stripe, slot)
+            data = await self._fetcher.fetch(holders.get(slot, {}), cid, size)
             self._cache.put(cid, data)
         return slot, data
 
@@ -425,14 +425,13 @@ class RootSession:
             await self.sources.changed.wait()
         if not peers:
             raise NotFoundError(f"no peer is known to have {cid}")
-        ways = [
-            partial(self._fetcher.fetch, peer, cid, BLOCK_BYTES_MAX)
-            for peer in peers[: 4 * SOURCES_TRIED_MAX]
-        ]
-        return await self._blocks.share(
-            ("source", cid.multihash),
-            partial(first_success, ways, stagger_seconds=HEDGE_SECONDS),
-        )
+        return await self._fetcher.fetch(peers[: 4 * SOURCES_TRIED_MAX], cid, BLOCK_BYTES_MAX)
+
+
+def _fragment_size(segment: Segment, stripe: int, slot: int) -> int:
+    """The bytes of a fragment that exists."""
+    one = segment.stripes[stripe]
+    return one.data[slot][1] if slot < segment.k else one.length
 
 
 def _nearest_first(manifest: Manifest, position: float) -> list[SegmentRef]:

@@ -193,7 +193,7 @@ class Discovery:
 
     async def _take_one(self, sources: RootSources, peer: PeerId, cid: CID) -> bool:
         try:
-            data = await self._fetcher.fetch(peer, cid, BLOCK_BYTES_MAX // 8)
+            data = await self._fetcher.fetch([peer], cid, BLOCK_BYTES_MAX // 8)
             manifest = await self._runtime.workers.run(Manifest.decode, data)
         except (NetworkError, PeerError, NotFoundError, DataError):
             return False

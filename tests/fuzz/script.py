@@ -56,6 +56,10 @@ class Inbound:
         self.position = min(len(self._data), start + min(self._piece, max_bytes))
         return self._data[start : self.position]
 
+    async def read_pieces(self, max_bytes: int) -> list[bytes]:
+        piece = await self.read_some(max_bytes)
+        return [piece] if piece else []
+
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written += len(data)
 

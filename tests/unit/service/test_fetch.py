@@ -94,7 +94,7 @@ async def test_requests_that_wait_travel_together() -> None:
     async with open_fetcher(client, note) as fetcher, trio.open_nursery() as nursery:
 
         async def fetch(cid: CID) -> None:
-            got[cid] = await fetcher.fetch(PEER, cid, 10)
+            got[cid] = await fetcher.fetch([PEER], cid, 10)
 
         for cid in client.blocks:
             nursery.start_soon(fetch, cid)
@@ -118,7 +118,7 @@ async def test_a_request_is_bounded_in_blocks_and_bytes(
     client = Client(count)
     async with open_fetcher(client, note) as fetcher, trio.open_nursery() as nursery:
         for cid in client.blocks:
-            nursery.start_soon(fetcher.fetch, PEER, cid, size)
+            nursery.start_soon(fetcher.fetch, [PEER], cid, size)
     assert sum(client.asked) == count
     assert max(client.asked) <= largest
 
@@ -126,7 +126,7 @@ async def test_a_request_is_bounded_in_blocks_and_bytes(
 async def test_a_block_that_the_peer_lacks() -> None:
     async with open_fetcher(Client(), note) as fetcher:
         with pytest.raises(NotFoundError, match="has no block"):
-            await fetcher.fetch(PEER, block(1)[0], 10)
+            await fetcher.fetch([PEER], block(1)[0], 10)
         assert not fetcher.is_cooling(PEER)
 
 
@@ -135,7 +135,7 @@ async def test_an_answer_shorter_than_the_question_leaves_nobody_waiting() -> No
     client.short = True
     async with open_fetcher(client, note) as fetcher:
         with trio.fail_after(5), pytest.raises(NotFoundError):
-            await fetcher.fetch(PEER, block(1)[0], 10)
+            await fetcher.fetch([PEER], block(1)[0], 10)
 
 
 @pytest.mark.parametrize("error", [HashMismatch("wrong"), ProtocolViolation("odd")])
@@ -146,7 +146,7 @@ async def test_a_liar_is_named_and_not_asked_again(error: DstoreError) -> None:
     async with open_fetcher(client, note) as fetcher:
         assert set(fetcher.best_first([PEER, other])) == {PEER, other}
         with pytest.raises(type(error)):
-            await fetcher.fetch(PEER, block(0)[0], 10)
+            await fetcher.fetch([PEER], block(0)[0], 10)
         assert fetcher.has_lied(PEER)
         assert fetcher.best_first([PEER, other]) == [other]
     assert faults == [(PEER, type(error).__name__)]
@@ -165,7 +165,7 @@ async def test_a_failure_reaches_those_behind_it_and_ends_nothing_else(error: Ds
 
         async def fetch(cid: CID) -> None:
             try:
-                await fetcher.fetch(PEER, cid, MIB)
+                await fetcher.fetch([PEER], cid, MIB)
                 got.append("block")
             except DstoreError as failure:
                 got.append(type(failure).__name__)
@@ -179,7 +179,7 @@ async def test_a_failure_reaches_those_behind_it_and_ends_nothing_else(error: Ds
                 await wait_all_tasks_blocked()
         assert fetcher.is_cooling(PEER)
         client.error = None
-        assert await fetcher.fetch(PEER, *block(0)[:1], 10) == block(0)[1]
+        assert await fetcher.fetch([PEER], *block(0)[:1], 10) == block(0)[1]
     assert set(got) == {"block", type(error).__name__}
     assert faults == []
 
@@ -191,7 +191,7 @@ async def test_failing_peers_cool_off_for_longer_and_longer(autojump_clock: Mock
         pauses = []
         for _ in range(12):
             with pytest.raises(ConnectionLost):
-                await fetcher.fetch(PEER, block(0)[0], 10)
+                await fetcher.fetch([PEER], block(0)[0], 10)
             begun = trio.current_time()
             for _ in range(PEER_COOL_OFF_SECONDS_MAX + 1):
                 if fetcher.is_cooling(PEER):
@@ -201,7 +201,7 @@ async def test_failing_peers_cool_off_for_longer_and_longer(autojump_clock: Mock
         assert pauses[-1] == PEER_COOL_OFF_SECONDS_MAX
         # One good answer, and the next failure is a first one again.
         client.error = None
-        await fetcher.fetch(PEER, block(0)[0], 10)
+        await fetcher.fetch([PEER], block(0)[0], 10)
         fetcher.stalled(PEER)
         await trio.sleep(PEER_COOL_OFF_SECONDS)
         assert not fetcher.is_cooling(PEER)
@@ -213,7 +213,7 @@ async def test_the_best_peers_first() -> None:
     client.may = trio.Event()
     async with open_fetcher(client, note) as fetcher, trio.open_nursery() as nursery:
         fetcher.stalled(cooling)
-        nursery.start_soon(fetcher.fetch, busy, block(0)[0], 10)
+        nursery.start_soon(fetcher.fetch, [busy], block(0)[0], 10)
         await wait_all_tasks_blocked()
         assert fetcher.best_first([cooling, busy, good]) == [good, busy, cooling]
         client.may.set()
@@ -224,13 +224,13 @@ async def test_what_is_given_up_is_not_asked_for() -> None:
     client.may = trio.Event()
     async with open_fetcher(client, note) as fetcher, trio.open_nursery() as nursery:
         for cid in list(client.blocks)[: 2 * FETCH_STREAMS_PER_PEER]:
-            nursery.start_soon(fetcher.fetch, PEER, cid, FETCH_BATCH_BYTES_MAX)
+            nursery.start_soon(fetcher.fetch, [PEER], cid, FETCH_BATCH_BYTES_MAX)
         await wait_all_tasks_blocked()
         before = sum(client.asked)
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as leaving:
                 for cid in list(client.blocks)[10:]:
-                    leaving.start_soon(fetcher.fetch, PEER, cid, 10)
+                    leaving.start_soon(fetcher.fetch, [PEER], cid, 10)
                 await wait_all_tasks_blocked()
                 scope.cancel()
         client.may.set()
@@ -243,7 +243,7 @@ async def test_what_is_known_of_peers_is_bounded_and_liars_stay_longest() -> Non
     async with open_fetcher(client, note) as fetcher:
         client.error = HashMismatch("wrong")
         with pytest.raises(HashMismatch):
-            await fetcher.fetch(PEER, block(0)[0], 10)
+            await fetcher.fetch([PEER], block(0)[0], 10)
         for number in range(10, FETCH_PEERS_TRACKED_MAX + 100):
             fetcher.stalled(peer_number(number))
         assert len(fetcher._peers) == FETCH_PEERS_TRACKED_MAX
@@ -255,7 +255,7 @@ async def test_leaving_ends_what_is_under_way() -> None:
     client.may = trio.Event()
     async with trio.open_nursery() as nursery:
         async with open_fetcher(client, note) as fetcher:
-            nursery.start_soon(fetcher.fetch, PEER, block(0)[0], 10)
+            nursery.start_soon(fetcher.fetch, [PEER], block(0)[0], 10)
             await wait_all_tasks_blocked()
             assert client.open == 1
             nursery.cancel_scope.cancel()
