@@ -7,3 +7,4 @@ python=.venv/bin/python
 "$python" benchmarks/local_add.py --json
 "$python" benchmarks/noise_stream.py --json
 "$python" benchmarks/protected.py --json
+"$python" -m benchmarks.dht --lookups 40 --json

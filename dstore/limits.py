@@ -183,6 +183,12 @@ KAD_KEYS_MAX: Final = 200_000
 KAD_PROVIDERS_PER_KEY_MAX: Final = 128
 KAD_KEYS_PER_PEER_MAX: Final = 20_000
 PROVIDER_SECONDS: Final = 48 * 3600
+PROVIDER_SAVE_SECONDS: Final = 10  # of records that a crash may cost this node
+PROVIDER_SAVE_RECORDS: Final = 1000  # in one transaction, or taken back without a pause
+# A restart counts as at most so long an absence, whatever the clock says: what was provided
+# since is still alive after it, also where the clock has jumped by days.
+PROVIDER_DOWNTIME_SECONDS_MAX: Final = 24 * 3600
+KAD_RECORDS_LOADED_MAX: Final = 500_000  # about as many as fit below 1 GiB of memory
 REPROVIDE_SECONDS: Final = 22 * 3600
 
 # --- Placement and health ---------------------------------------------------------------
@@ -299,6 +305,7 @@ assert READ_AHEAD_BYTES < READ_AHEAD_TOTAL_BYTES
 assert FETCH_BATCH_BYTES_MAX * FETCH_STREAMS_PER_PEER <= PEER_MEMORY_BYTES_MAX
 assert FETCH_BATCH_BLOCKS_MAX <= GET_BLOCKS_MAX
 assert REPROVIDE_SECONDS * 2 < PROVIDER_SECONDS
+assert REPROVIDE_SECONDS + PROVIDER_DOWNTIME_SECONDS_MAX < PROVIDER_SECONDS
 assert KEEPALIVE_SECONDS + KEEPALIVE_TIMEOUT_SECONDS < 30
 assert HELLO_QUIET_SECONDS < HELLO_SECONDS
 assert HEDGE_SECONDS_MIN < HEDGE_SECONDS_UNKNOWN < HEDGE_SECONDS_MAX

@@ -254,18 +254,21 @@ class Routing:
         farthest = distance(kad_id(peers[-1].binary), place)
         return distance(kad_id(self._own.binary), place) < farthest
 
-    def export_providers(self) -> list[ProviderEntry]:
-        """Every provider record held, for saving."""
+    def export_providers(self, *, since: float | None = None) -> list[ProviderEntry]:
+        """Every provider record held, or those said at the instant `since` or later, for
+        saving."""
         now = trio.current_time()
+        records = self._store.records(now) if since is None else self._store.said_since(since, now)
         return [
             ProviderEntry(key, PeerAddresses(r.peer, r.addresses), r.expires - now)
-            for key, r in self._store.records(now)
+            for key, r in records
         ]
 
     def import_providers(self, entries: Iterable[ProviderEntry]) -> int:
-        """Take back saved records, within the bounds.  Returns how many were taken."""
+        """Take back saved records, within the bounds and where nothing newer is known.
+        Returns how many were taken."""
         now = trio.current_time()
-        ordered = sorted(entries, key=lambda entry: entry.seconds_left)
+        ordered = sorted(entries, key=lambda entry: -entry.seconds_left)
         return sum(
             self._store.add(e.key, e.provider.peer, e.provider.addresses, now, e.seconds_left)
             for e in ordered
