@@ -169,6 +169,12 @@ KAD_SUSPECT_SLOW_SECONDS_MIN: Final = 0.05
 KAD_SUSPECTS_MAX: Final = 4096
 KAD_FAILURES_MAX: Final = 3  # unanswered requests in a row that cost a place in the table
 KAD_PROVIDE_ATTEMPTS: Final = 2  # of storing and reading back a record at one peer
+KAD_REPLICAS_WANTED: Final = 10  # confirmed for each key; half of those told
+KAD_PROVIDE_LOOKUPS_MAX: Final = 4  # at once, of one batch of keys
+KAD_PROVIDE_LOOKUP_PEERS: Final = 3 * KAD_BUCKET  # of a lookup that neighbouring keys share
+KAD_PROVIDE_ROUNDS_MAX: Final = 3  # of telling whom the answers named
+KAD_PROVIDE_EXCHANGES_MAX: Final = 32  # at once; a silent peer takes a place for 4 s
+KAD_PROVIDE_KEYS_PER_EXCHANGE: Final = 16  # each read back: some 32 KiB of answers
 KAD_POLL_SECONDS: Final = 5  # between looks at who is connected
 KAD_REFRESH_SECONDS: Final = 600
 KAD_REFRESH_LOOKUPS_MAX: Final = 12  # random ones; each draws 2 ** prefix keys to find its own
@@ -186,6 +192,12 @@ KAD_KEYS_MAX: Final = 200_000
 KAD_PROVIDERS_PER_KEY_MAX: Final = 128
 KAD_KEYS_PER_PEER_MAX: Final = 20_000
 PROVIDER_SECONDS: Final = 48 * 3600
+PROVIDER_SAVE_SECONDS: Final = 10  # of records that a crash may cost this node
+PROVIDER_SAVE_RECORDS: Final = 1000  # in one transaction, or taken back without a pause
+# A restart counts as at most so long an absence, whatever the clock says: what was provided
+# since is still alive after it, also where the clock has jumped by days.
+PROVIDER_DOWNTIME_SECONDS_MAX: Final = 24 * 3600
+KAD_RECORDS_LOADED_MAX: Final = 500_000  # about as many as fit below 1 GiB of memory
 REPROVIDE_SECONDS: Final = 22 * 3600
 
 # --- Placement and health ---------------------------------------------------------------
@@ -270,9 +282,9 @@ ORPHANS_WALKED_PER_STEP: Final = 20_000  # blocks looked at: a fraction of a sec
 ORPHANS_REMEMBERED_MAX: Final = 100_000  # more wait for the next round
 ORPHAN_SECONDS: Final = 86_400  # so long a repeated add finds what a killed one stored
 WORKER_RETRY_SECONDS: Final = 60
-PROVIDE_CONCURRENCY: Final = 4
-PROVIDE_RETRY_SECONDS: Final = 30  # where no peer confirmed
-PROVIDE_FAILURES_MAX: Final = 8  # in a row; then the rest of the round waits too
+PROVIDE_BATCH_KEYS: Final = 128  # told together; what is new waits for at most one batch
+PROVIDE_RETRY_SECONDS: Final = 30  # where too few peers confirmed; doubles each time, up to:
+PROVIDE_RETRY_SECONDS_MAX: Final = 3600
 SHUTDOWN_SECONDS: Final = 5  # what is under way may end in this time, then it is cancelled
 
 # --- HTTP ------------------------------------------------------------------------------
@@ -307,6 +319,7 @@ assert READ_AHEAD_BYTES < READ_AHEAD_TOTAL_BYTES
 assert FETCH_BATCH_BYTES_MAX * FETCH_STREAMS_PER_PEER <= PEER_MEMORY_BYTES_MAX
 assert FETCH_BATCH_BLOCKS_MAX <= GET_BLOCKS_MAX
 assert REPROVIDE_SECONDS * 2 < PROVIDER_SECONDS
+assert REPROVIDE_SECONDS + PROVIDER_DOWNTIME_SECONDS_MAX < PROVIDER_SECONDS
 assert KEEPALIVE_SECONDS + KEEPALIVE_TIMEOUT_SECONDS < 30
 assert HELLO_QUIET_SECONDS < HELLO_SECONDS
 assert HEDGE_SECONDS_MIN < HEDGE_SECONDS_UNKNOWN < HEDGE_SECONDS_MAX
@@ -315,6 +328,8 @@ assert KAD_SUSPECT_SLOW_SECONDS_MIN < KAD_SLOW_SECONDS_MIN < KAD_SLOW_SECONDS_MA
 assert KAD_SLOW_SECONDS_MAX < KAD_REQUEST_SECONDS < KAD_LOOKUP_SECONDS
 assert KAD_POOLED_IDLE_SECONDS < KAD_SERVED_IDLE_SECONDS
 assert KAD_PEERS_PER_REPLY_MAX <= KAD_BUCKET
+assert KAD_REPLICAS_WANTED <= KAD_BUCKET <= KAD_PROVIDE_LOOKUP_PEERS < KAD_QUERIES_MAX
+assert PROVIDE_RETRY_SECONDS < PROVIDE_RETRY_SECONDS_MAX < REPROVIDE_SECONDS
 assert FIND_RECORDS_MAX * RECORD_BYTES_MAX < CONTROL_BYTES_MAX
 assert PEER_BUDGET_BYTES >= 8 * BLOCK_BYTES_MAX
 assert FRAGMENT_STREAMS_PER_PEER_MAX < PEER_STREAMS_SERVED_MAX

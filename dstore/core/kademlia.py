@@ -376,11 +376,14 @@ class ProviderStore:
         seconds: float | None = None,
     ) -> bool:
         """`peer` says it provides `key`; returns whether the store took it.  `seconds` is
-        what is left of a record that was saved."""
+        what is left of a record that was saved: it replaces none, and goes before all others
+        in the order of expiry, so that those saved are to be added last to expire first."""
         self.expire(now)
         if not 0 < len(key) <= KAD_KEY_BYTES_MAX:
             return False
         records = self._keys.get(key, {})
+        if seconds is not None and peer in records:
+            return False
         if peer not in records and (
             len(records) >= self._providers_per_key_max
             or self._keys_of[peer] >= self._keys_per_peer_max
@@ -397,7 +400,7 @@ class ProviderStore:
         record = ProviderRecord(peer, addresses[:KAD_ADDRESSES_PER_PEER_MAX], now + lives)
         self._keys.setdefault(key, {})[peer] = record
         self._order[key, peer] = None
-        self._order.move_to_end((key, peer))
+        self._order.move_to_end((key, peer), last=seconds is None)
         return True
 
     def providers(self, key: bytes, now: float) -> list[ProviderRecord]:
@@ -434,5 +437,14 @@ class ProviderStore:
         """Every live record, the first to expire first."""
         for key, peer in self._order:
             record = self._keys[key][peer]
+            if record.expires > now:
+                yield key, record
+
+    def said_since(self, instant: float, now: float) -> Iterator[tuple[bytes, ProviderRecord]]:
+        """The live records that were said at `instant` or later, the latest first."""
+        for key, peer in reversed(self._order):
+            record = self._keys[key][peer]
+            if record.expires < instant + self._seconds:
+                return
             if record.expires > now:
                 yield key, record

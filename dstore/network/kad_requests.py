@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
-from dstore.core.kad_messages import KadMessage, decode_message, encode_message
+from dstore.core.kad_messages import KadMessage, MessageType, decode_message, encode_message
 from dstore.core.peerid import PeerId
 from dstore.errors import ConnectionLost, DeadlineExceeded, ProtocolViolation
 from dstore.limits import (
@@ -52,9 +52,15 @@ class RequestStreams:
         """The number of idle streams kept."""
         return sum(len(streams) for streams in self._idle.values())
 
-    async def exchange(self, target: PeerAddresses, *requests: KadMessage) -> KadMessage:
-        """Send `requests` in one go and return the answer to the last of them, within
-        KAD_REQUEST_SECONDS.  Answers to the ones before it are skipped: some
+    async def exchange(self, target: PeerAddresses, request: KadMessage) -> KadMessage:
+        """Send `request` and return its answer, as `exchange_all` does."""
+        return (await self.exchange_all(target, [request]))[0]
+
+    async def exchange_all(
+        self, target: PeerAddresses, requests: Sequence[KadMessage]
+    ) -> list[KadMessage]:
+        """Send `requests` in one go and return the answers, in order, to all but
+        ADD_PROVIDER, within KAD_REQUEST_SECONDS.  Answers to that are skipped: some
         implementations send them and some do not.  Raises NetworkError or PeerError."""
         try:
             with trio.fail_after(KAD_REQUEST_SECONDS):
@@ -82,25 +88,29 @@ class RequestStreams:
             del self._idle[peer]
         return pooled
 
-    async def _over(self, pooled: _Pooled, requests: Sequence[KadMessage]) -> KadMessage:
+    async def _over(self, pooled: _Pooled, requests: Sequence[KadMessage]) -> list[KadMessage]:
         finished = False
+        answers: list[KadMessage] = []
+        expected = [r.type for r in requests if r.type is not MessageType.ADD_PROVIDER]
         try:
             await pooled.stream.write(b"".join(frame(encode_message(r)) for r in requests))
             for _ in requests:
+                if len(answers) == len(expected):
+                    break
                 data = await pooled.reader.read_message(KAD_MESSAGE_BYTES_MAX)
                 if data is None:
                     raise ConnectionLost(f"{pooled.stream.peer} ended a DHT stream unasked")
                 answer = decode_message(data)
-                if answer.type is requests[-1].type:
-                    finished = True
-                    break
-            else:
+                if answer.type is expected[len(answers)]:
+                    answers.append(answer)
+            if len(answers) < len(expected):
                 raise ProtocolViolation(f"{pooled.stream.peer} answered something else")
+            finished = True
         finally:
             if not finished:
                 await reset_shielded(pooled.stream)
         await self._keep(pooled)
-        return answer
+        return answers
 
     async def _keep(self, pooled: _Pooled) -> None:
         peer = pooled.stream.peer

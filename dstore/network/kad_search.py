@@ -42,7 +42,8 @@ class Search:
         self._changed = trio.Event()
         self.lookup = Lookup(kad_id(request.key), peers.own, count=count, suspect=peers.is_suspect)
 
-    def _hint(self, peer: PeerId, addresses: Sequence[str]) -> None:
+    def hint(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Somebody said that `peer` can be reached at `addresses`."""
         if addresses:
             union = dict.fromkeys((*self._hints.get(peer, ()), *addresses))
             self._hints[peer] = tuple(union)[:KAD_ADDRESSES_PER_PEER_MAX]
@@ -89,7 +90,7 @@ class Search:
 
     def _take(self, peer: PeerId, answer: KadMessage) -> None:
         for each in answer.closer:
-            self._hint(each.peer, each.addresses)
+            self.hint(each.peer, each.addresses)
         closer = (each.peer for each in answer.closer)
         self.lookup.answered(peer, closer, trio.current_time())
         self._ended = self._on_answer(answer)

@@ -15,7 +15,7 @@ from typing import Literal
 
 import trio
 
-from dstore.core.kad_messages import KadMessage, KadPeer, MessageType
+from dstore.core.kad_messages import KadMessage, MessageType
 from dstore.core.kademlia import (
     ProviderStore,
     common_prefix,
@@ -33,7 +33,6 @@ from dstore.limits import (
     KAD_KEYS_PER_PEER_MAX,
     KAD_LOOKUP_SECONDS,
     KAD_POLL_SECONDS,
-    KAD_PROVIDE_ATTEMPTS,
     KAD_PROVIDERS_PER_KEY_MAX,
     KAD_RECONSIDER_SECONDS,
     KAD_REFRESH_FRUITLESS_MAX,
@@ -45,6 +44,7 @@ from dstore.limits import (
     PROVIDER_SECONDS,
 )
 from dstore.network.kad_peers import KnownPeers
+from dstore.network.kad_provide import Provided, Provision
 from dstore.network.kad_requests import RequestStreams
 from dstore.network.kad_search import ProviderSearch, Search
 from dstore.network.kad_server import Answers, ServedStreams
@@ -87,6 +87,7 @@ class Routing:
         self._random = runtime.random
         self._nursery = nursery
         self._peers = KnownPeers(network)
+        self._provision = Provision(self._peers, self._requests, self._search_closest)
         self._table = self._peers.table
         self._store = ProviderStore(
             keys_max=options.keys_max,
@@ -157,10 +158,12 @@ class Routing:
         """The `count` responsive server peers closest to `key` (the DHT hashes it itself),
         nearest first, without this node.  Takes at most KAD_LOOKUP_SECONDS; never raises
         for what peers do."""
-        deadline = trio.current_time() + KAD_LOOKUP_SECONDS
-        request = KadMessage(MessageType.FIND_NODE, key)
-        search = await self._search(request, deadline, max(count, 1))
+        search = await self._search_closest(key, max(count, 1))
         return [search.where(peer) for peer in search.lookup.closest()][:count]
+
+    async def _search_closest(self, key: bytes, count: int) -> Search:
+        deadline = trio.current_time() + KAD_LOOKUP_SECONDS
+        return await self._search(KadMessage(MessageType.FIND_NODE, key), deadline, count)
 
     async def find_peer(self, peer: PeerId) -> PeerAddresses | None:
         """Where `peer` can be reached; None where nobody says so within
@@ -227,56 +230,45 @@ class Routing:
         """Tell the peers closest to `key` (a multihash) that this node provides it, read the
         record back from each, and once more where that fails.  Returns the number of peers
         that confirmed.  Raises ValueError for a key above KAD_KEY_BYTES_MAX."""
-        if not 0 < len(key) <= KAD_KEY_BYTES_MAX:
-            raise ValueError(f"DHT key of {len(key)} bytes; 1 to {KAD_KEY_BYTES_MAX}")
-        targets = await self.closest_peers(key)
+        return (await self.provide_many([key]))[key].confirmed
+
+    async def provide_many(self, keys: Sequence[bytes]) -> dict[bytes, Provided]:
+        """`provide` for many keys at once, those near each other together: how far each was
+        told.  Raises ValueError for a key above KAD_KEY_BYTES_MAX."""
+        for key in keys:
+            if not 0 < len(key) <= KAD_KEY_BYTES_MAX:
+                raise ValueError(f"DHT key of {len(key)} bytes; 1 to {KAD_KEY_BYTES_MAX}")
         addresses = tuple(self._network.addresses())
-        confirmed: list[PeerId] = []
-        add = KadMessage(MessageType.ADD_PROVIDER, key, providers=(KadPeer(self._own, addresses),))
-        read = KadMessage(MessageType.GET_PROVIDERS, key)
 
-        async def tell(target: PeerAddresses) -> None:
-            answered = False
-            for _ in range(KAD_PROVIDE_ATTEMPTS):
-                try:
-                    answer = await self._requests.exchange(target, add, read)
-                except (NetworkError, PeerError):
-                    answered = False
-                    continue
-                answered = True
-                if any(each.peer == self._own for each in answer.providers):
-                    confirmed.append(target.peer)
-                    return
-            if not answered:  # one that refuses is none the worse for it
-                self._peers.unanswered(target.peer)
+        def keep_own(key: bytes, peers: Sequence[PeerId]) -> None:
+            if self._options.mode == "server" and self._is_close(key, peers):
+                self._store.add(key, self._own, addresses, trio.current_time())
 
-        if self._options.mode == "server" and self._is_close(key, targets):
-            self._store.add(key, self._own, addresses, trio.current_time())
-        async with trio.open_nursery() as nursery:
-            for target in targets:
-                nursery.start_soon(tell, target)
-        return len(confirmed)
+        return await self._provision.provide(keys, addresses, keep_own)
 
-    def _is_close(self, key: bytes, peers: Sequence[PeerAddresses]) -> bool:
+    def _is_close(self, key: bytes, peers: Sequence[PeerId]) -> bool:
         """Whether this node itself is one of the k closest to `key`, given the others."""
         if len(peers) < KAD_BUCKET:
             return True
         place = kad_id(key)
-        farthest = distance(kad_id(peers[-1].peer.binary), place)
+        farthest = distance(kad_id(peers[-1].binary), place)
         return distance(kad_id(self._own.binary), place) < farthest
 
-    def export_providers(self) -> list[ProviderEntry]:
-        """Every provider record held, for saving."""
+    def export_providers(self, *, since: float | None = None) -> list[ProviderEntry]:
+        """Every provider record held, or those said at the instant `since` or later, for
+        saving."""
         now = trio.current_time()
+        records = self._store.records(now) if since is None else self._store.said_since(since, now)
         return [
             ProviderEntry(key, PeerAddresses(r.peer, r.addresses), r.expires - now)
-            for key, r in self._store.records(now)
+            for key, r in records
         ]
 
     def import_providers(self, entries: Iterable[ProviderEntry]) -> int:
-        """Take back saved records, within the bounds.  Returns how many were taken."""
+        """Take back saved records, within the bounds and where nothing newer is known.
+        Returns how many were taken."""
         now = trio.current_time()
-        ordered = sorted(entries, key=lambda entry: entry.seconds_left)
+        ordered = sorted(entries, key=lambda entry: -entry.seconds_left)
         return sum(
             self._store.add(e.key, e.provider.peer, e.provider.addresses, now, e.seconds_left)
             for e in ordered

@@ -64,6 +64,7 @@ from dstore.service.progress import (
     RootStatus,
     Totals,
 )
+from dstore.service.providers import open_provider_keeper
 from dstore.service.publish import Publisher, PublishOptions
 from dstore.service.reprovide import Reprovider
 from dstore.service.restore import restore_references
@@ -450,12 +451,14 @@ async def open_node(
             open_stores(home, options, runtime) as stores,
             open_host(host_options, identity.seed, runtime) as host,
             assemble(stores, host, identity, owner, options, runtime) as node,
+            open_provider_keeper(home.providers, node.routing, runtime) as providers,
             trio.open_nursery() as nursery,
         ):
             node.bandwidth = Bandwidth(options.bandwidth, host.shaper, runtime)
             nursery.start_soon(node.bandwidth.worker.run)
             # After everything is served: peers ask once what this node speaks.
             targets = bootstrap_targets(options.bootstrap)
+            node.workers = (*node.workers, providers.worker)
             nursery.start_soon(node.routing.bootstrap, targets)
             for target in targets:
                 nursery.start_soon(host.stay_connected, target)

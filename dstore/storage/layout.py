@@ -63,6 +63,11 @@ class Home:
         return self.directory / "catalog.sqlite3"
 
     @property
+    def providers(self) -> Path:
+        """The DHT's provider records (`ProviderFile`); may be lost."""
+        return self.directory / "providers.sqlite3"
+
+    @property
     def api(self) -> Path:
         """URL and token of the running daemon: api.json."""
         return self.directory / "api.json"

@@ -350,8 +350,8 @@ def test_absurd_keys_are_refused(key: bytes) -> None:
 
 def test_saved_records_keep_what_is_left_of_their_life() -> None:
     store = ProviderStore(seconds=100)
-    assert store.add(b"k", PEERS[0], (), 1000, seconds=30)
     assert store.add(b"k", PEERS[1], (), 1000, seconds=5000), "never more than a fresh one"
+    assert store.add(b"k", PEERS[0], (), 1000, seconds=30)
     assert not store.add(b"k", PEERS[2], (), 1000, seconds=0)
     assert [(key, r.expires) for key, r in store.records(1000)] == [(b"k", 1030), (b"k", 1100)]
     assert [r.peer for _, r in store.records(1050)] == [PEERS[1]]

@@ -256,6 +256,27 @@ async def test_outbound_streams_are_used_again(autojump_clock: MockClock) -> Non
         assert routing.streams_kept == 0
 
 
+async def test_many_keys_share_lookups_and_reach_the_truly_closest(
+    autojump_clock: MockClock,
+) -> None:
+    keys = [key_of(number) for number in range(100)]
+    async with routing_cluster(40) as cluster:
+        everybody = [host.peer_id for host in cluster.hosts]
+        told = await cluster.routings[1].provide_many(keys)
+        assert all(20 <= each.told == each.confirmed < 30 for each in told.values())
+        for number, routing in enumerate(cluster.routings):
+            kept = {entry.key for entry in routing.export_providers()}
+            true = {k for k in keys if cluster.id(number) in closest_of(everybody, kad_id(k), 20)}
+            assert kept >= true
+        for number in range(3, 15):  # silent from here on: told in vain, and told again
+            cluster.hub.pause(cluster.id(number))
+        more = await cluster.routings[1].provide_many(
+            [key_of(number) for number in range(100, 150)]
+        )
+        assert all(each.enough for each in more.values())
+        assert await cluster.routings[1].provide_many([]) == {}
+
+
 async def test_bad_keys_are_the_callers_fault(autojump_clock: MockClock) -> None:
     async with routing_cluster(2) as cluster:
         for key in (b"", bytes(129)):

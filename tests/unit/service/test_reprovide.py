@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -10,13 +12,17 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from dstore.core.cid import CID, IDENTITY, RAW
+from dstore.core.kademlia import kad_id
 from dstore.limits import (
+    KAD_BUCKET,
     KAD_KEY_BYTES_MAX,
-    PROVIDE_CONCURRENCY,
-    PROVIDE_FAILURES_MAX,
+    KAD_REPLICAS_WANTED,
+    PROVIDE_BATCH_KEYS,
     PROVIDE_RETRY_SECONDS,
+    PROVIDE_RETRY_SECONDS_MAX,
     REPROVIDE_SECONDS,
 )
+from dstore.network.kad_provide import Provided
 from dstore.network.routing import Routing
 from dstore.runtime import InlineWorkers, Runtime
 from dstore.service.reprovide import Reprovider
@@ -27,22 +33,19 @@ from dstore.storage.rows import HeldSlot, ManifestRow, PinRow
 
 
 class Told:
-    """A DHT that confirms where it is told to."""
+    """A DHT of as many peers as `told` says, of whom `confirms` store what they are told."""
 
     def __init__(self) -> None:
         self.keys: list[tuple[float, bytes]] = []
-        self.confirms = 1
-        self.takes_seconds = 0.01
-        self.busy = self.peak = 0
+        self.batches: list[list[bytes]] = []
+        self.told = self.confirms = 1
 
-    async def provide(self, key: bytes) -> int:
-        assert 0 < len(key) <= KAD_KEY_BYTES_MAX
-        self.keys.append((trio.current_time(), key))
-        self.busy += 1
-        self.peak = max(self.peak, self.busy)
-        await trio.sleep(self.takes_seconds)
-        self.busy -= 1
-        return self.confirms
+    async def provide_many(self, keys: Sequence[bytes]) -> dict[bytes, Provided]:
+        assert all(0 < len(key) <= KAD_KEY_BYTES_MAX for key in keys)
+        self.keys += [(trio.current_time(), key) for key in keys]
+        self.batches.append(list(keys))
+        await trio.sleep(0.01 * len(keys))
+        return dict.fromkeys(keys, Provided(self.told, self.confirms))
 
 
 def cid(number: int) -> CID:
@@ -145,25 +148,73 @@ async def test_a_root_whose_hash_is_too_long_for_the_dht_stops_nothing(
     assert bench.reprovider.worker.failures == 0
 
 
-async def test_few_at_once_however_many(bench: Bench, autojump_clock: MockClock) -> None:
+async def test_few_at_once_and_neighbours_together(bench: Bench, autojump_clock: MockClock) -> None:
     for number in range(500):
         bench.pin(cid(number))
     with trio.move_on_after(60):
         await bench.reprovider.worker.run()
-    assert len(set(bench.told())) == 500
-    assert bench.dht.peak == PROVIDE_CONCURRENCY
+    assert len(bench.told()) == len(set(bench.told())) == 500
+    assert max(len(batch) for batch in bench.dht.batches) == PROVIDE_BATCH_KEYS
+    assert bench.told() == sorted(bench.told(), key=kad_id)
+    # The great round takes no more than half of the time.
+    assert bench.dht.keys[-1][0] >= 2 * 0.01 * (500 - 128) - 0.01
+
+
+async def test_what_is_new_does_not_wait_for_the_great_round(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    for number in range(1000):
+        bench.pin(cid(number))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.reprovider.worker.run)
+        await trio.sleep(0.5)
+        before = trio.current_time()
+        await bench.reprovider.announce(cid(5000))
+        assert trio.current_time() - before < 0.01 * (PROVIDE_BATCH_KEYS + 2)
+        assert bench.reprovider.due > 500
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_key_with_too_few_replicas_is_told_again_ever_less_often(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    bench.dht.told, bench.dht.confirms = KAD_BUCKET, KAD_REPLICAS_WANTED - 1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.reprovider.worker.run)
+        await bench.reprovider.announce(cid(1))  # one confirmation is enough for that
+        assert bench.reprovider.due == 1
+        await trio.sleep(5 * PROVIDE_RETRY_SECONDS_MAX)
+        times = [time for time, _ in bench.dht.keys]
+        pauses = [later - time for time, later in pairwise(times)]
+        assert pauses == sorted(pauses)
+        assert pauses[0] == pytest.approx(PROVIDE_RETRY_SECONDS, abs=1)
+        assert pauses[1] == pytest.approx(2 * PROVIDE_RETRY_SECONDS, abs=1)
+        assert pauses[-1] <= PROVIDE_RETRY_SECONDS + PROVIDE_RETRY_SECONDS_MAX + 1
+        assert 8 < len(times) < 14
+        bench.dht.confirms += 1
+        await trio.sleep(2 * PROVIDE_RETRY_SECONDS_MAX)
+        assert bench.reprovider.due == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_all_of_a_small_network_is_enough(bench: Bench, autojump_clock: MockClock) -> None:
+    bench.dht.told = bench.dht.confirms = 4
+    bench.reprovider.provide_soon(cid(1))
+    with trio.move_on_after(10):
+        await bench.reprovider.worker.run()
+    assert bench.reprovider.due == 0
 
 
 async def test_a_node_alone_does_not_try_them_all(bench: Bench, autojump_clock: MockClock) -> None:
-    bench.dht.confirms = 0
-    for number in range(200):
+    bench.dht.told = bench.dht.confirms = 0
+    for number in range(500):
         bench.pin(cid(number))
     with trio.move_on_after(PROVIDE_RETRY_SECONDS * 2.5):
         await bench.reprovider.worker.run()
-    assert len(bench.told()) <= 3 * (PROVIDE_FAILURES_MAX + PROVIDE_CONCURRENCY)
-    assert bench.reprovider.due == 200
+    assert len(bench.told()) <= 3 * PROVIDE_BATCH_KEYS
+    assert bench.reprovider.due == 500
     # What is asked for by name comes before the great round.
-    bench.dht.confirms = 1
+    bench.dht.told = bench.dht.confirms = 1
     bench.dht.keys.clear()
     bench.reprovider.provide_soon(cid(999))
     async with trio.open_nursery() as nursery:
