@@ -197,7 +197,7 @@ PROVIDER_SAVE_RECORDS: Final = 1000  # in one transaction, or taken back without
 # A restart counts as at most so long an absence, whatever the clock says: what was provided
 # since is still alive after it, also where the clock has jumped by days.
 PROVIDER_DOWNTIME_SECONDS_MAX: Final = 24 * 3600
-KAD_RECORDS_LOADED_MAX: Final = 500_000  # about as many as fit below 1 GiB of memory
+KAD_RECORDS_LOADED_MAX: Final = 500_000  # a few hundred megabytes of memory
 REPROVIDE_SECONDS: Final = 22 * 3600
 
 # --- Placement and health ---------------------------------------------------------------

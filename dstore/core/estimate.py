@@ -1,4 +1,4 @@
-"""How soon a peer answers: what it did lately, as a delay and a rate.
+"""How soon a peer answers: what it did lately, as a delay and a time for each byte.
 
 Pure arithmetic on what the caller saw; it knows no clock, no peer and no policy beyond the
 one question that readers ask: when is an answer so late that somebody else is asked too?
@@ -22,7 +22,7 @@ class PeerEstimate:
     """Moving averages; None until something was seen."""
 
     delay_seconds: float | None = None  # from a question to the first byte of its answer
-    bytes_per_second: float | None = None  # of answers, once they flow
+    seconds_per_byte: float | None = None  # of answers, once they flow
 
     def answered(self, seconds: float) -> None:
         """The first byte came this long after the question."""
@@ -31,13 +31,12 @@ class PeerEstimate:
     def moved(self, size: int, seconds: float) -> None:
         """`size` bytes of an answer took `seconds` after its first byte."""
         if size > 0 and seconds > 0:
-            self.bytes_per_second = _mix(self.bytes_per_second, size / seconds)
+            self.seconds_per_byte = _mix(self.seconds_per_byte, seconds / size)
 
     def expected_seconds(self, size: int) -> float:
         """Until `size` bytes asked for now, with all that was asked before them, are here;
         0 for a peer of which nothing is known, so that it is tried."""
-        moving = 0.0 if self.bytes_per_second is None else size / self.bytes_per_second
-        return (self.delay_seconds or 0.0) + moving
+        return (self.delay_seconds or 0.0) + size * (self.seconds_per_byte or 0.0)
 
     def patience_seconds(self, size: int) -> float:
         """When to ask somebody else beside it, `size` as for `expected_seconds`."""

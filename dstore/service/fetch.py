@@ -30,7 +30,6 @@ from dstore.limits import (
     FETCH_BATCH_BYTES_MAX,
     FETCH_PEERS_TRACKED_MAX,
     FETCH_STREAMS_PER_PEER,
-    HEDGE_SECONDS_UNKNOWN,
     PEER_COOL_OFF_SECONDS,
     PEER_COOL_OFF_SECONDS_MAX,
 )
@@ -58,6 +57,7 @@ class _Want:
     cid: CID
     size: int
     asked_at: float
+    patience_seconds: float  # how long the peer is waited for alone
     races: list[Race] = field(default_factory=list)
 
 
@@ -101,9 +101,8 @@ class Race:
         """The block, from the first of the peers to send it; None where each has failed or is
         late."""
         for peer in peers:
-            patience_seconds = self._fetcher.patience_seconds(peer, self._size)
             want = self._ask(peer)
-            with trio.move_on_after(patience_seconds):
+            with trio.move_on_after(want.patience_seconds):
                 while self._data is None and want in self._pending:
                     await self._news.wait()
             if self._data is not None:
@@ -195,7 +194,8 @@ class BlockFetcher:
         queue = self._queue(peer)
         want = queue.pending.get(cid.multihash)
         if want is None:
-            want = _Want(peer, cid, size, trio.current_time())
+            patience_seconds = self.patience_seconds(peer, size)
+            want = _Want(peer, cid, size, trio.current_time(), patience_seconds)
             queue.pending[cid.multihash] = want
             queue.wants.append(want)
             queue.waiting_bytes += size
@@ -209,7 +209,7 @@ class BlockFetcher:
         want.races.remove(race)
         queue = self._queue(want.peer)
         silent = queue.heard_at < want.asked_at
-        if silent and trio.current_time() >= want.asked_at + HEDGE_SECONDS_UNKNOWN:
+        if silent and trio.current_time() >= want.asked_at + want.patience_seconds:
             self.stalled(want.peer)
 
     def patience_seconds(self, peer: PeerId, size: int) -> float:
@@ -280,7 +280,8 @@ class BlockFetcher:
 
     async def _ask(self, peer: PeerId, queue: _PeerQueue, batch: list[_Want]) -> None:
         answered = 0
-        asked_at = since = trio.current_time()
+        asked_at = first_at = trio.current_time()
+        later_bytes = 0
         failure: DstoreError | None = None
         try:
             async with self._client.get_blocks(peer, [want.cid for want in batch]) as blocks:
@@ -288,9 +289,9 @@ class BlockFetcher:
                     queue.heard_at = now = trio.current_time()
                     if answered == 0:
                         queue.estimate.answered(now - asked_at)
-                    elif data is not None:
-                        queue.estimate.moved(len(data), now - since)
-                    since = now
+                        first_at = now
+                    else:
+                        later_bytes += len(data or b"")
                     if data is not None:
                         self.counters.fetched_blocks += 1
                         self.counters.fetched_bytes += len(data)
@@ -305,6 +306,8 @@ class BlockFetcher:
             self._failed(queue)
             failure = error
         finally:
+            # Of the whole answer: single blocks may have lain in a buffer already.
+            queue.estimate.moved(later_bytes, queue.heard_at - first_at)
             # Cancelled, or an answer shorter than the question: nobody waits for ever.
             for want in batch[answered:]:
                 _end(queue, want, None, failure)

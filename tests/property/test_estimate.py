@@ -56,8 +56,16 @@ def test_the_newest_answers_count_most() -> None:
     assert estimate.delay_seconds == pytest.approx(0.01, abs=0.1)
 
 
+def test_one_answer_out_of_a_buffer_says_little() -> None:
+    estimate = PeerEstimate()
+    estimate.answered(0.01)
+    estimate.moved(MIB, 0.1)
+    estimate.moved(MIB, 1e-5)
+    assert 0.05 < estimate.expected_seconds(MIB) < 0.2
+
+
 def test_answers_without_bytes_or_time_teach_no_rate() -> None:
     estimate = PeerEstimate()
     estimate.moved(0, 1.0)
     estimate.moved(MIB, 0.0)
-    assert estimate.bytes_per_second is None
+    assert estimate.seconds_per_byte is None

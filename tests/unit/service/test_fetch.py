@@ -349,3 +349,18 @@ async def test_the_faster_peer_is_asked_first(autojump_clock: MockClock) -> None
         for peer in (slow, fast):
             await fetcher.fetch([peer], block(1)[0], 10)
         assert fetcher.best_first([slow, fast]) == [fast, slow]
+
+
+async def test_a_peer_that_falls_silent_is_found_out_once(autojump_clock: MockClock) -> None:
+    silent, good = peer_number(1), peer_number(2)
+    client = Slow({silent: 0.001, good: 0.04})
+    async with open_fetcher(client, note) as fetcher:
+        await fetcher.fetch([silent], block(1)[0], 10)
+        client.seconds[silent] = None
+        waits = []
+        for _ in range(10):
+            begun = trio.current_time()
+            with fetcher.race(block(1)[0], 10) as race:
+                assert await race.first(fetcher.best_first([silent, good])) == block(1)[1]
+            waits.append(trio.current_time() - begun)
+        assert sorted(waits) == pytest.approx([0.04] * 9 + [0.14])
