@@ -293,7 +293,7 @@ def plot(files: list[Path], out: Path) -> None:
             axis.plot([row[varied] for row in rows], [row[name] for row in rows], marker="o")
             axis.set_xscale("log")
             axis.set_title(name.replace("_", " "), fontsize=8)
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.1 * max(row[name] for row in rows) or 1)
             axis.tick_params(labelsize=7)
         for axis in list(axes.flat)[len(figures) :]:
             axis.set_axis_off()
