@@ -7,6 +7,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.dstore-ready
 JOBS   ?= 2
 FUZZ_SECONDS ?= 30
+# The same in every run of CI, so that a change is judged by what it changes; make soak draws one.
+FUZZ_SEED    ?= 1
 
 .PHONY: help setup demo demo-short test check lint types contracts tidy fuzz soak bench lock proto clean
 
@@ -51,11 +53,11 @@ check: lint types contracts tidy test
 fuzz: setup
 	@$(BIN)/python -c 'import atheris' 2>/dev/null \
 	    || $(BIN)/pip install -q --only-binary atheris -e '.[fuzz]' || true
-	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --jobs $(JOBS)
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --jobs $(JOBS)
 
 soak: setup
 	@$(BIN)/pytest -q -m soak --timeout 3600
-	@$(MAKE) fuzz FUZZ_SECONDS=600
+	@$(MAKE) fuzz FUZZ_SECONDS=600 FUZZ_SEED=$$(date +%s)
 
 bench: setup
 	@$(BIN)/pip install -q -e '.[bench]' && sh benchmarks/all.sh
