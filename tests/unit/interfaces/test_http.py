@@ -6,7 +6,7 @@ import logging
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
@@ -223,6 +223,37 @@ async def test_headers_that_never_end_are_cut(monkeypatch: pytest.MonkeyPatch) -
     async with serve_http(Recorder(), "127.0.0.1", 0) as server:
         async with connection(server, b"GET /hello HTTP/1.1\r\nHost: x\r\nA: ") as stream:
             assert b"200" not in await everything(stream)
+
+
+async def test_headers_that_trickle_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes meanwhile does not put off the deadline."""
+    monkeypatch.setattr(http, "HTTP_IDLE_SECONDS", 0.1)
+    async with serve_http(Recorder(), "127.0.0.1", 0) as server:
+        async with connection(server, b"GET /hello HTTP/1.1\r\nHost: x\r\nA: ") as stream:
+            with trio.fail_after(PATIENCE_SECONDS), pytest.raises(trio.BrokenResourceError):
+                while True:
+                    await stream.send_all(b"x")
+                    await trio.sleep(0.01)  # slow on purpose: the sender under test
+        with trio.fail_after(PATIENCE_SECONDS):
+            while server.connections:
+                await server._changed.wait()
+
+
+async def test_slow_senders_in_headers_and_bodies_leave_an_honest_client_alone() -> None:
+    starts = [
+        b"GET /hel",
+        b"GET /hello HTTP/1.1\r\nHost: x\r\nA: ",
+        request("/body", "POST", "Content-Length: 1000") + b"some",
+        request("/refuse", "POST", "Content-Length: 1000") + b"some",
+    ]
+    async with serve_http(Recorder(), "127.0.0.1", 0) as server, AsyncExitStack() as held:
+        for number in range(200):
+            start = starts[number % len(starts)]
+            await held.enter_async_context(connection(server, start))
+        for _ in range(20):
+            async with connection(server, request("/hello", "GET", LAST)) as honest:
+                assert (await everything(honest)).endswith(b"hello")
+        assert server.connections >= 100
 
 
 async def test_headers_beyond_the_limit_are_refused() -> None:

@@ -10,8 +10,14 @@ import trio
 import trio.testing
 
 from dstore.limits import MIB
+from dstore.network.addresses import parse_endpoint
+from dstore.network.connection import upgrade
 from dstore.network.host import HostOptions, Libp2pHost, open_host
+from dstore.network.identity import key_pair_of
+from dstore.network.negotiate import propose
+from dstore.network.noise import NoiseTransport
 from dstore.network.streams import PeerAddresses, Stream
+from dstore.network.tcp import TcpConnection
 from dstore.runtime import Runtime
 
 _SEEDS = [bytes([number]) * 32 for number in (1, 2)]
@@ -83,6 +89,60 @@ async def _come_and_go(connections: int, streams: int) -> None:
         assert await _settled(a, b) == before
         assert _resident_bytes() - resident < _GROWTH_BYTES_MAX
         assert [*a._swarm._live, *b._swarm._live, *a._swarm._spare, *b._swarm._spare] == []
+
+
+async def _vanish(victim: Libp2pHost, seed: bytes) -> None:
+    """A peer that connects, leaves streams half-way and goes without a word."""
+    endpoint = parse_endpoint(victim.addresses()[0])
+    tcp = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+    raw = TcpConnection(tcp, is_initiator=True)
+    connection = await upgrade(raw, NoiseTransport(key_pair_of(seed)), 20, victim.peer_id)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.run)
+        silent = await connection.open_stream()  # no protocol is ever proposed
+        await silent.write(b"\x13/multi")
+        asked = await connection.open_stream()
+        await propose(asked, [_ECHO])
+        await asked.write(b"x")
+        assert await asked.read_some() == b"x"
+        await trio.aclose_forcefully(tcp)
+        nursery.cancel_scope.cancel()
+
+
+async def _vanish_often(count: int) -> None:
+    async with open_host(HostOptions(), _SEEDS[0], Runtime()) as victim:
+        victim.set_handler(_ECHO, _echo)
+
+        async def settled() -> tuple[int, int]:
+            with trio.fail_after(60):
+                while victim._swarm._inbound or victim.connected():  # no event
+                    await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked()
+            gc.collect()
+            return trio.lowlevel.current_statistics().tasks_living, _descriptors()
+
+        for _ in range(100):
+            await _vanish(victim, _SEEDS[1])
+        before, resident = await settled(), _resident_bytes()
+        for _ in range(count):
+            await _vanish(victim, _SEEDS[1])
+        assert await settled() == before
+        assert _resident_bytes() - resident < _GROWTH_BYTES_MAX
+        assert not victim._served
+        assert not victim._pings
+        assert not victim._swarm._per_source
+        assert not victim._swarm._handshakes
+        assert victim.counters["handler_errors"] == 0
+
+
+@pytest.mark.slow
+async def test_two_hundred_reconnects_without_a_word() -> None:
+    await _vanish_often(200)
+
+
+@pytest.mark.soak
+async def test_ten_thousand_reconnects_without_a_word() -> None:
+    await _vanish_often(10_000)
 
 
 @pytest.mark.slow

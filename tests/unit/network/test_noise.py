@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.keys import KeyPair, KeyType, PublicKey
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
 from libp2p.security.exceptions import HandshakeFailure
 from libp2p.security.noise.transport import Transport
@@ -50,6 +54,25 @@ class Raw:
 def raw_pair() -> tuple[Raw, Raw]:
     one, other = trio.testing.memory_stream_pair()
     return Raw(one, initiator=True), Raw(other, initiator=False)
+
+
+class HugeRsa(PublicKey):  # type: ignore[misc] # libp2p is untyped
+    """A public key of so many bits; libp2p's own class would refuse to be it."""
+
+    def __init__(self, bits: int) -> None:
+        numbers = RSAPublicNumbers(65_537, (1 << bits - 1) + 1)
+        self._der = numbers.public_key().public_bytes(
+            Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+        )
+
+    def to_bytes(self) -> bytes:
+        return self._der
+
+    def get_type(self) -> KeyType:
+        return KeyType.RSA
+
+    def verify(self, data: bytes, signature: bytes) -> bool:
+        raise NotImplementedError  # it only travels
 
 
 def ours() -> NoiseTransport:
@@ -238,6 +261,34 @@ class TestFaults:
                 await ours().secure_inbound(near)
             else:
                 await ours().secure_outbound(near, ID(b"\x12\x20" + bytes(32)))
+
+    @pytest.mark.parametrize("bits", [8_193, 16_384])
+    @pytest.mark.parametrize("inbound", [True, False])
+    async def test_a_huge_rsa_key_fails(self, bits: int, inbound: bool) -> None:
+        private: Any = create_new_key_pair().private_key
+        public = HugeRsa(bits)
+        private.get_public_key = lambda: public  # which goes into the handshake
+        theirs = Transport(KeyPair(private, public), create_noise_key_pair().private_key)
+        near, far = raw_pair()
+
+        async def peer() -> None:
+            try:
+                if inbound:
+                    await theirs.secure_outbound(far, us.local_peer)
+                else:
+                    await theirs.secure_inbound(far)
+            except (HandshakeFailure, BaseLibp2pError, trio.BrokenResourceError):
+                pass
+
+        us = ours()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(peer)
+            with pytest.raises(HandshakeFailure, match="RSA key size"):
+                if inbound:
+                    await us.secure_inbound(near)
+                else:
+                    await us.secure_outbound(near, theirs.local_peer)
+            await near.close()
 
     async def test_a_silent_peer_meets_the_deadline(
         self, autojump_clock: trio.testing.MockClock

@@ -1,0 +1,56 @@
+"""A peer whose process is stopped: its connection stays open, only the keep-alive can tell."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+
+from dstore.core.peerid import PeerId
+from dstore.network.host import HostOptions, open_host
+from dstore.network.streams import PeerAddresses
+from dstore.runtime import Runtime
+
+NOTICED_SECONDS = 30
+_PIPED: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
+_PEER = """
+import trio
+from dstore.network.host import HostOptions, open_host
+from dstore.runtime import Runtime
+
+async def main():
+    async with open_host(HostOptions(), bytes(range(32)), Runtime()) as host:
+        print(host.addresses()[0], host.peer_id, flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+@pytest.mark.soak
+async def test_a_stopped_process_is_noticed() -> None:
+    command = [sys.executable, "-c", _PEER]
+    process = await trio.to_thread.run_sync(partial(subprocess.Popen, command, **_PIPED))
+    try:
+        assert process.stdout is not None
+        line = await trio.to_thread.run_sync(process.stdout.readline)
+        address, name = line.split()
+        peer = PeerId.parse(name)
+        async with open_host(HostOptions(listen=()), bytes(range(1, 33)), Runtime()) as host:
+            await host.connect(PeerAddresses(peer, (address,)))
+            await host.ping(peer)
+            os.kill(process.pid, signal.SIGSTOP)
+            with trio.fail_after(NOTICED_SECONDS):
+                while host.connected():  # noqa: ASYNC110  # the table has no event
+                    await trio.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait(20)
+        assert process.stdout is not None
+        process.stdout.close()
