@@ -6,9 +6,10 @@
 
 The two stacks take turns.  Each run starts a process that receives, and connects over loopback
 TCP.  `bulk` warms up and times `--mib` MiB until the receiver has said that all of it came:
-MB/s.  `requests` times small questions (72 bytes, one byte back), one after another on each
-stream: how many a second in all.  `connect` times connections one after another, TCP, Noise,
-yamux and the first stream: how many a second (the stock host gives up after eight).
+MB/s, and the CPU seconds that each end spends on a GiB.  `requests` times small questions (72
+bytes, one byte back), one after another on each stream: how many a second in all.  `connect`
+times connections one after another, TCP, Noise, yamux and the first stream: how many a second
+(the stock host gives up after eight).
 "ours" is `dstore.network.host`; "stock" is `libp2p.new_host` with Noise and its yamux.
 Prints the medians and their ratio.
 """
@@ -23,6 +24,7 @@ import secrets
 import statistics
 import sys
 import time
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,12 @@ async def requests(streams: list[Any], count: int, *, whole: bool) -> float:
 MEASURES = {"bulk": bulk, "requests": requests}
 
 
+async def with_cpu(measure: Awaitable[float]) -> tuple[float, float]:
+    """The figure, and the CPU seconds of this process meanwhile."""
+    begun = time.process_time()
+    return await measure, time.process_time() - begun
+
+
 # --- Ours -------------------------------------------------------------------------------
 
 
@@ -125,7 +133,9 @@ async def serve_ours() -> None:
         await trio.sleep_forever()
 
 
-async def run_ours(address: str, peer: str, what: str, amount: int, streams: int) -> float:
+async def run_ours(
+    address: str, peer: str, what: str, amount: int, streams: int
+) -> tuple[float, float]:
     from dstore.core.peerid import PeerId
     from dstore.network.host import HostOptions, open_host
     from dstore.network.streams import PeerAddresses
@@ -142,10 +152,10 @@ async def run_ours(address: str, peer: str, what: str, amount: int, streams: int
                 await host.open_stream(target.peer, [PROTOCOL])
                 spent += time.perf_counter() - start
                 await host.disconnect(target.peer)
-            return amount / spent
+            return amount / spent, 0.0
         await host.connect(target)
         opened = [await host.open_stream(target.peer, [PROTOCOL]) for _ in range(streams)]
-        return await MEASURES[what](opened, amount, whole=False)
+        return await with_cpu(MEASURES[what](opened, amount, whole=False))
 
 
 # --- Stock ------------------------------------------------------------------------------
@@ -180,7 +190,9 @@ async def serve_stock() -> None:
         await trio.sleep_forever()
 
 
-async def run_stock(address: str, peer: str, what: str, amount: int, streams: int) -> float:
+async def run_stock(
+    address: str, peer: str, what: str, amount: int, streams: int
+) -> tuple[float, float]:
     from libp2p.peer.peerinfo import info_from_p2p_addr
     from multiaddr import Multiaddr
 
@@ -195,17 +207,23 @@ async def run_stock(address: str, peer: str, what: str, amount: int, streams: in
                 await host.new_stream(info.peer_id, [PROTOCOL])
                 spent += time.perf_counter() - start
                 await host.disconnect(info.peer_id)
-            return amount / spent
+            return amount / spent, 0.0
         await host.connect(info)
         opened = [await host.new_stream(info.peer_id, [PROTOCOL]) for _ in range(streams)]
-        return await MEASURES[what](opened, amount, whole=True)
+        return await with_cpu(MEASURES[what](opened, amount, whole=True))
 
 
 # --- Together ---------------------------------------------------------------------------
 
 
-async def one_run(stack: str, what: str, amount: int, streams: int) -> float:
-    """Both ends in processes of their own; the sender's figure."""
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def one_run(stack: str, what: str, amount: int, streams: int) -> list[float]:
+    """Both ends in processes of their own: the sender's figure, and the CPU seconds of the
+    sender and of the receiver meanwhile, warming up included."""
     command = [sys.executable, SCRIPT]
     async with trio.open_nursery() as nursery:
         server = await nursery.start(_process, [*command, "--serve", stack])
@@ -215,11 +233,13 @@ async def one_run(stack: str, what: str, amount: int, streams: int) -> float:
                 line += await server.stdout.receive_some()
             address, peer = line.decode().split()
             options = ["--amount", str(amount), "--streams", str(streams)]
+            before = cpu_seconds(server.pid)
             done = await trio.run_process(
                 [*command, what, "--send", stack, "--to", address, peer, *options],
                 capture_stdout=True,
             )
-            return float(done.stdout)
+            figure, sender = map(float, done.stdout.split())
+            return [figure, sender, cpu_seconds(server.pid) - before]
         finally:
             server.terminate()
 
@@ -237,9 +257,23 @@ async def _process(command: list[str], task_status: Any = trio.TASK_STATUS_IGNOR
 
 async def compare(what: str, amount: int, runs: int, streams: int) -> dict[str, Any]:
     figures: dict[str, list[float]] = {stack: [] for stack in STACKS}
+    cpu: dict[str, list[list[float]]] = {stack: [] for stack in STACKS}
     for _ in range(runs):
         for stack in STACKS:
-            figures[stack].append(round(await one_run(stack, what, amount, streams), 1))
+            figure, *spent = await one_run(stack, what, amount, streams)
+            figures[stack].append(round(figure, 1))
+            cpu[stack].append(spent)
+    gib = (amount + WARM_MIB) / 1024
+    per_gib = {
+        stack: dict(
+            zip(
+                ("sender", "receiver"),
+                (round(statistics.median(end) / gib, 2) for end in zip(*spent, strict=True)),
+                strict=True,
+            )
+        )
+        for stack, spent in cpu.items()
+    }
     medians = {stack: statistics.median(figures[stack]) for stack in STACKS}
     return {
         "benchmark": "transport",
@@ -251,6 +285,7 @@ async def compare(what: str, amount: int, runs: int, streams: int) -> dict[str, 
         "figures": figures,
         "medians": medians,
         "ratio": round(medians["ours"] / medians["stock"], 2),
+        **({"cpu_s_per_gib": per_gib} if what == "bulk" else {}),
     }
 
 
@@ -273,7 +308,7 @@ def main() -> None:
     streams = options.streams or (16 if what == "requests" else 1)
     if options.send:
         run = run_ours if options.send == "ours" else run_stock
-        print(trio.run(run, *options.to, what, amount, streams))
+        print(*trio.run(run, *options.to, what, amount, streams))
         return
     result = trio.run(compare, what, amount, options.runs, streams)
     if options.json:
