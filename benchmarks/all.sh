@@ -9,6 +9,7 @@ python=.venv/bin/python
 "$python" benchmarks/transport.py bulk --streams 8 --json
 "$python" benchmarks/transport.py requests --json
 "$python" benchmarks/transport.py connect --json
+"$python" -m benchmarks.slow_senders --seconds 11 --json
 "$python" -m benchmarks.dht --lookups 40 --json
 "$python" -m benchmarks.protected --json
 "$python" -m benchmarks.sick_nodes --json
