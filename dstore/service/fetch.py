@@ -29,6 +29,7 @@ from dstore.limits import (
     FETCH_BATCH_BLOCKS_MAX,
     FETCH_BATCH_BYTES_MAX,
     FETCH_PEERS_TRACKED_MAX,
+    FETCH_STREAM_BYTES,
     FETCH_STREAMS_PER_PEER,
     PEER_COOL_OFF_SECONDS,
     PEER_COOL_OFF_SECONDS_MAX,
@@ -199,7 +200,9 @@ class BlockFetcher:
             queue.pending[cid.multihash] = want
             queue.wants.append(want)
             queue.waiting_bytes += size
-            if queue.streams < FETCH_STREAMS_PER_PEER:
+            # While little is under way, small blocks wait for its end and then travel together.
+            busy = queue.streams and queue.waiting_bytes < FETCH_STREAM_BYTES
+            if queue.streams < FETCH_STREAMS_PER_PEER and not busy:
                 queue.streams += 1
                 self._nursery.start_soon(self._serve, peer, queue)
         return want

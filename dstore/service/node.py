@@ -191,10 +191,10 @@ class Node:
         with self._gate.enter():
             return await self._retriever.resolve(root, names)
 
-    async def entry(self, root: CID, cid: CID) -> Entry:
-        """What one node of the root's DAG is, as `entries` names it."""
+    async def entry(self, root: CID, cid: CID, *, held: bool = True) -> Entry:
+        """What one node of the root's DAG is, as `entries` names it; `held` as there."""
         with self._gate.enter():
-            return await self._retriever.entry(root, cid)
+            return await self._retriever.entry(root, cid, held=held)
 
     @asynccontextmanager
     async def read(
@@ -213,10 +213,10 @@ class Node:
         self._gate.check()
         return self._retriever.entries(root, directory or root)
 
-    async def block(self, root: CID, cid: CID | None = None) -> bytes:
-        """One block of the root's DAG, verified."""
+    async def block(self, root: CID, cid: CID | None = None, *, held: bool = True) -> bytes:
+        """One block of the root's DAG, verified; `held` as `entries` says."""
         with self._gate.enter():
-            return await self._retriever.block(root, cid or root)
+            return await self._retriever.block(root, cid or root, held=held)
 
     # --- Looking -------------------------------------------------------------------------
 

@@ -77,6 +77,29 @@ class ByteBudget:
             self._within.used += weight
 
 
+class _Places:
+    """Places for items under way.  Once all are taken, half of them must be free before the
+    next is given: what begins together can travel together, in few exchanges."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._taken = 0
+        self._half_free = trio.Event()
+
+    async def take(self) -> None:
+        """Wait for a place."""
+        if self._taken >= self._number:
+            self._half_free = trio.Event()
+            await self._half_free.wait()
+        self._taken += 1
+
+    def give(self) -> None:
+        """Give a place back."""
+        self._taken -= 1
+        if self._taken <= self._number - self._number // 2:
+            self._half_free.set()
+
+
 @asynccontextmanager
 async def closing(iterator: AsyncIterator[object]) -> AsyncIterator[None]:
     """Ends a generator that is left half-way, so that what it holds is let go of now; other
@@ -105,7 +128,8 @@ async def in_order(
     cancels what is still under way; `items`, where it is a generator, is closed.
     """
     room = ByteBudget(budget, within)
-    send, receive = trio.open_memory_channel[_Pending[R]](tasks)
+    places = _Places(tasks)
+    send, receive = trio.open_memory_channel[_Pending[R]](tasks + 1)  # and a failed source
 
     async def run(item: T, pending: _Pending[R]) -> None:
         try:
@@ -126,11 +150,12 @@ async def in_order(
                     failed: _Pending[R] = _Pending(0)
                     failed.error = error
                     failed.done.set()
-                    await send.send(failed)
+                    send.send_nowait(failed)
                     return
                 pending: _Pending[R] = _Pending(weigh(item))
+                await places.take()
                 await room.take(pending.weight)
-                await send.send(pending)
+                send.send_nowait(pending)
                 nursery.start_soon(run, item, pending)
 
     async def consume() -> AsyncIterator[R]:
@@ -141,6 +166,7 @@ async def in_order(
             yield pending.result  # type: ignore[misc]  # set whenever there is no error
             pending.result = None
             room.give(pending.weight)
+            places.give()
 
     try:
         async with open_plain_nursery() as nursery:

@@ -80,11 +80,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class DirectoryEntry:
-    """One name of a directory; `tsize` is the cumulative DAG size its link states."""
+    """One name of a directory; `tsize` is the cumulative DAG size its link states, and `held`
+    whether this node may have its block."""
 
     name: str
     cid: CID
     tsize: int
+    held: bool = True
 
 
 @dataclass(frozen=True)

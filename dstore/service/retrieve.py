@@ -191,17 +191,19 @@ class Retriever:
             kept.held = held
         return held
 
-    async def block(self, root: CID, cid: CID) -> bytes:
-        """One block of the root's DAG, verified."""
-        return await self.session(root).block(cid)
+    async def block(self, root: CID, cid: CID, *, held: bool = True) -> bytes:
+        """One block of the root's DAG, verified; `held` as for `RootSession.block`."""
+        return await self.session(root).block(cid, held=held)
 
     async def entries(self, root: CID, directory: CID) -> AsyncGenerator[DirectoryEntry, None]:
         """The entries of a directory of the root's DAG, in encoded order."""
         session = self.session(root)
         lister = DirectoryLister(directory, Budget())
         while (cid := lister.wanted()) is not None:
-            for entry in lister.supply(await session.block(cid)):
-                yield DirectoryEntry(entry.name, entry.cid, entry.dag_bytes or 0)
+            entries = lister.supply(await session.block(cid))
+            here = await session.held([entry.cid for entry in entries])
+            for entry, held in zip(entries, here, strict=True):
+                yield DirectoryEntry(entry.name, entry.cid, entry.dag_bytes or 0, held)
 
     @asynccontextmanager
     async def read(

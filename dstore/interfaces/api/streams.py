@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import TypeVar
 
 import trio
@@ -17,10 +17,18 @@ from dstore.core.cid import CID, RAW
 from dstore.errors import BudgetExceeded, DstoreError
 from dstore.interfaces.forms import Form, dump, entry_form, error_form, progress_form
 from dstore.interfaces.http import Receive, Scope, Send
-from dstore.limits import API_PROGRESS_SECONDS, API_TREE_TASKS, DAG_DEPTH_MAX
+from dstore.limits import (
+    API_JOINED_BYTES,
+    API_JOINED_SECONDS,
+    API_PROGRESS_SECONDS,
+    API_TREE_BYTES,
+    API_TREE_TASKS,
+    BLOCK_BYTES_MAX,
+    DAG_DEPTH_MAX,
+)
 from dstore.runtime import open_plain_nursery
 from dstore.service.node import Node
-from dstore.service.pipeline import in_order
+from dstore.service.pipeline import from_iterable, in_order
 from dstore.service.progress import DirectoryEntry, Entry, Progress, Report
 
 log = logging.getLogger(__name__)
@@ -127,7 +135,7 @@ async def listing(node: Node, root: CID, directory: CID) -> AsyncGenerator[bytes
         if one.cid.codec == RAW and one.tsize:
             entry = Entry(one.cid, "file", one.tsize)
         else:
-            entry = await node.entry(root, one.cid)
+            entry = await node.entry(root, one.cid, held=one.held)
         return line({"name": one.name, **entry_form(entry), "dag_bytes": one.tsize})
 
     async with _looked_at(node.entries(root, directory), look) as lines:
@@ -141,49 +149,72 @@ async def tree(node: Node, root: CID, top: Entry) -> AsyncGenerator[bytes, None]
     A line for each entry; after that of a file, its bytes in pieces, each with a line
     `{"bytes": N}` before it.  The last line is `{"done": true}`, or an error.
     """
+    joined = bytearray()  # thousands of small files do not pass through HTTP one by one
+    joined_at = trio.current_time()
     try:
-        async with aclosing(_entries_below(node, root, top)) as entries:
+        async with aclosing(_walk(node, root, (), top)) as entries:
             async for names, entry in entries:
-                yield line({"path": list(names), **entry_form(entry)})
-                if entry.kind != "file":
-                    continue
-                if entry.cid.codec == RAW:  # all of it, and here since its entry was looked at
-                    chunk = await node.block(root, entry.cid)
-                    if chunk:
-                        yield line({"bytes": len(chunk)}) + chunk
-                    continue
-                async with node.read(root, entry.cid) as chunks:
-                    async for chunk in chunks:
-                        yield line({"bytes": len(chunk)})
-                        yield chunk
+                joined += line({"path": list(names), **entry_form(entry)})
+                if entry.kind == "file":
+                    async with _content(node, root, entry) as chunks:
+                        async for chunk in chunks:
+                            joined += line({"bytes": len(chunk)})
+                            if len(chunk) >= API_JOINED_BYTES:
+                                yield bytes(joined)
+                                joined.clear()
+                                yield chunk
+                            else:
+                                joined += chunk
+                now = trio.current_time()
+                if len(joined) >= API_JOINED_BYTES or now > joined_at + API_JOINED_SECONDS:
+                    yield bytes(joined)
+                    joined.clear()
+                    joined_at = now
     except DstoreError as error:
-        yield line({"error": error_form(error)})
+        yield bytes(joined) + line({"error": error_form(error)})
         return
-    yield line({"done": True})
+    yield bytes(joined) + line({"done": True})
 
 
-async def _entries_below(
-    node: Node, root: CID, top: Entry
+@asynccontextmanager
+async def _content(node: Node, root: CID, entry: Entry) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The bytes of a file."""
+    if entry.cid.codec != RAW:
+        async with node.read(root, entry.cid) as chunks:
+            yield chunks
+    else:  # all of it is in memory since its entry was looked at
+        yield from_iterable([await node.block(root, entry.cid)] if entry.size else [])
+
+
+async def _walk(
+    node: Node, root: CID, names: tuple[str, ...], top: Entry
 ) -> AsyncGenerator[tuple[tuple[str, ...], Entry], None]:
-    pending: list[tuple[tuple[str, ...], Entry]] = [((), top)]
-    while pending:
-        names, entry = pending.pop()
-        yield names, entry
-        if entry.kind != "directory":
-            continue
-        if len(names) >= DAG_DEPTH_MAX:
-            raise BudgetExceeded(f"directories nested deeper than {DAG_DEPTH_MAX}")
+    """The entry, and all below it."""
+    yield names, top
+    if top.kind != "directory":
+        return
+    if len(names) >= DAG_DEPTH_MAX:
+        raise BudgetExceeded(f"directories nested deeper than {DAG_DEPTH_MAX}")
 
-        async def look(one: DirectoryEntry) -> tuple[str, Entry]:
-            return one.name, await node.entry(root, one.cid)
+    async def look(one: DirectoryEntry) -> tuple[str, Entry]:
+        return one.name, await node.entry(root, one.cid, held=one.held)
 
-        async with _looked_at(node.entries(root, entry.cid), look) as found:
-            below = [((*names, name), each) async for name, each in found]
-        pending += reversed(below)
+    async with _looked_at(node.entries(root, top.cid), look) as found:
+        async for name, entry in found:
+            async with aclosing(_walk(node, root, (*names, name), entry)) as below:
+                async for each in below:
+                    yield each
 
 
 def _looked_at(
     entries: AsyncIterator[DirectoryEntry], look: Callable[[DirectoryEntry], Awaitable[T]]
 ) -> AbstractAsyncContextManager[AsyncIterator[T]]:
     """The entries looked at, some ahead, in their order."""
-    return in_order(entries, look, weigh=lambda _: 1, budget=API_TREE_TASKS, tasks=API_TREE_TASKS)
+    return in_order(
+        entries,
+        look,
+        # A block of each is kept for a moment, and an inner node is small.
+        weigh=lambda one: min(one.tsize, BLOCK_BYTES_MAX),
+        budget=API_TREE_BYTES,
+        tasks=API_TREE_TASKS,
+    )

@@ -107,6 +107,24 @@ async def test_requests_that_wait_travel_together() -> None:
     assert len(client.asked) <= FETCH_STREAMS_PER_PEER
 
 
+@pytest.mark.parametrize(("size", "asked"), [(10, [1, 9]), (MIB, [1, 4, 4, 1])])
+async def test_small_blocks_wait_for_the_request_under_way_and_large_ones_do_not(
+    size: int, asked: list[int]
+) -> None:
+    client = Client(10)
+    client.may = trio.Event()
+    async with open_fetcher(client, note) as fetcher, trio.open_nursery() as nursery:
+        first, *others = client.blocks
+        nursery.start_soon(fetcher.fetch, [PEER], first, size)
+        await wait_all_tasks_blocked()
+        for cid in others:
+            nursery.start_soon(fetcher.fetch, [PEER], cid, size)
+        await wait_all_tasks_blocked()
+        assert client.open == len(asked[:2]) - (size < MIB)
+        client.may.set()
+    assert client.asked == asked
+
+
 @pytest.mark.parametrize(
     ("count", "size", "largest"),
     [

@@ -97,3 +97,20 @@ async def test_readers_share_a_budget_and_each_may_have_one_item(autojump_clock:
         assert peak == 5
         assert shared.used == 4
     assert shared.used == 0
+
+
+async def test_full_places_are_given_again_by_halves(autojump_clock: MockClock) -> None:
+    """What begins in one moment can travel in one exchange: with eight places, the ninth item
+    waits until four are free."""
+    begun: dict[float, list[int]] = {}
+
+    async def work(item: int) -> int:
+        begun.setdefault(trio.current_time(), []).append(item)
+        return item
+
+    async with in_order(
+        from_iterable(range(16)), work, weigh=lambda _: 1, budget=100, tasks=8
+    ) as results:
+        async for _ in results:
+            await trio.sleep(1)
+    assert sorted(map(len, begun.values())) == [4, 4, 8]
