@@ -235,6 +235,18 @@ def assign(
     )
 
 
+def likely_first(root: CID, peers: Iterable[PeerId]) -> list[PeerId]:
+    """The peers, the one first that `assign` takes before the others for slot 0 of the root's
+    first segment, and so most likely the one that holds the root's first block."""
+    key = group_key(root, 0)
+    return sorted(peers, key=lambda peer: _preference(key, 0, peer))
+
+
+def _preference(key: bytes, slot: int, peer: PeerId) -> bytes:
+    """The rendezvous hash: of equals, the peer with the least one holds the slot."""
+    return _digest(_PLACEMENT_TAG, key, slot.to_bytes(2, "big"), peer.binary)
+
+
 class _Spread:
     """The counts that one assignment works with."""
 
@@ -287,10 +299,9 @@ class _Spread:
         if not able:
             return None
         least = min(able)[0]
-        slot = need.slot.to_bytes(2, "big")
         return min(
             (peer for weight, peer in able if weight == least),
-            key=lambda peer: _digest(_PLACEMENT_TAG, self._key, slot, peer.binary),
+            key=lambda peer: _preference(self._key, need.slot, peer),
         )
 
 

@@ -16,6 +16,7 @@ from dstore.core import erasure
 from dstore.core.cid import CID
 from dstore.core.manifest import Manifest, Segment, SegmentRef
 from dstore.core.peerid import PeerId
+from dstore.core.placement import likely_first
 from dstore.errors import (
     CorruptStore,
     DataError,
@@ -39,6 +40,7 @@ from dstore.limits import (
     HOLDERS_ASKED_MAX,
     HOLDERS_PER_SLOT_MAX,
     ROOT_GUESS_BYTES,
+    ROOT_GUESS_FIRST,
     ROOT_GUESS_PEERS,
     ROOT_GUESS_SECONDS,
     SEGMENTS_IN_MEMORY,
@@ -161,12 +163,9 @@ class RootSession:
 
     async def _remote(self, cid: CID, position: float) -> bytes:
         if cid == self.sources.root and self.sources.discovered_at is None:
-            # A file of one block is here with that, and no search is needed at all.
-            with self._fetcher.race(cid, ROOT_GUESS_BYTES) as race:
-                near = self._fetcher.best_first(self._network.connected())[:ROOT_GUESS_PEERS]
-                data = await race.any(near, ROOT_GUESS_SECONDS)
-                if data is not None:
-                    return data
+            data = await self._guess()
+            if data is not None:
+                return data
         failure: DstoreError | None = None
         useless: set[CID] = set()  # manifests that do not list the block
         for complete in (False, True):
@@ -193,6 +192,20 @@ class RootSession:
             # Silence is no evidence that the root does not exist.
             raise Unreachable(f"none of {len(sources.silent)} peers asked about {cid} answered")
         raise NotFoundError(f"no peer that answers has {cid}") from failure
+
+    async def _guess(self) -> bytes | None:
+        """The root's own block from a connected peer, before any search: a file of one block
+        is here with that.  First from where placement puts it if all is well."""
+        near = self._fetcher.best_first(self._network.connected())
+        likely = likely_first(
+            self.sources.root, (peer for peer in near if not self._fetcher.is_cooling(peer))
+        )
+        with self._fetcher.race(self.sources.root, ROOT_GUESS_BYTES) as race:
+            with trio.move_on_after(ROOT_GUESS_SECONDS):
+                data = await race.first(likely[:ROOT_GUESS_FIRST])
+                if data is not None:
+                    return data
+            return await race.any(likely[ROOT_GUESS_FIRST:ROOT_GUESS_PEERS], ROOT_GUESS_SECONDS)
 
     async def _local(self, cid: CID) -> bytes | None:
         def work() -> bytes | None:

@@ -27,6 +27,7 @@ from dstore.core.placement import (
     group_key,
     guarantee,
     lacking,
+    likely_first,
     shape,
 )
 from dstore.limits import GIB, PLACEMENT_GROUP_BYTES
@@ -280,6 +281,17 @@ def test_segments_of_a_group_share_their_holders() -> None:
         for number in range(4)
     ]
     assert any(one != alone[0] for one in alone)
+
+
+def test_a_reader_guesses_who_holds_the_first_block() -> None:
+    candidates = _candidates(40)
+    for number in range(20):
+        root = CID.of(RAW, bytes([number]))
+        holders = assign(
+            SEGMENT, _needs(FOUR_TWO), candidates, FOUR_TWO, group=group_key(root, 0)
+        ).holders
+        peers = [candidate.peer for candidate in candidates]
+        assert holders[0] == (likely_first(root, peers)[0],)
 
 
 def test_load_is_even_over_many_segments() -> None:

@@ -327,3 +327,32 @@ def test_those_who_know_the_root_are_asked_before_the_many_who_do_not() -> None:
             assert await read(cluster, reader, result.cid) == DATA
 
     run_deterministic(4, main)
+
+
+def test_the_block_of_a_small_root_is_asked_of_its_likely_holder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One request among eleven connected peers, and no search."""
+    asked: list[PeerId] = []
+    honest = LocalHolder.blocks
+
+    def noted(holder: LocalHolder, peer: PeerId, cids: Sequence[CID]) -> object:
+        asked.append(holder._network.peer_id)
+        return honest(holder, peer, cids)
+
+    async def main() -> None:
+        async with open_cluster(12) as cluster:
+            roots = []
+            for number in range(8):
+                data = b"small %d" % number
+                result = await cluster[0].add_stream(stream(data), AddOptions(code=(3, 2)))
+                roots.append((result.cid, data))
+            for number in cluster.alive[2:]:
+                await cluster[1].connect(PeerAddresses(cluster.peer(number)))
+            await cluster.kill(0)
+            monkeypatch.setattr(LocalHolder, "blocks", noted)
+            for root, data in roots:
+                assert await read(cluster, 1, root) == data
+            assert len(asked) <= len(roots)
+
+    run_deterministic(4, main)
