@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,12 +33,19 @@ _WORDS = {"stopped": "pause", "killed": "kill"}
 def add(home: Path, path: Path, on_upload: Any) -> dict[str, Any]:
     """Add over the API, progress watched; `on_upload` is called when the upload begins."""
     told = json.loads((home / "api.json").read_text())
-    connection = http.client.HTTPConnection(urlsplit(told["url"]).netloc, timeout=120)
     headers = {"Authorization": f"Bearer {told['token']}", "Content-Type": "application/json"}
+    request = json.dumps({"path": str(path), "code": CODE})
+    with closing(http.client.HTTPConnection(urlsplit(told["url"]).netloc, timeout=120)) as line:
+        line.request("POST", "/v1/add", request, headers)
+        with line.getresponse() as answer:
+            return watched(answer, on_upload)
+
+
+def watched(answer: http.client.HTTPResponse, on_upload: Any) -> dict[str, Any]:
+    """What the lines of the answer tell, and the longest time without news among them."""
     begun = last = time.perf_counter()
-    connection.request("POST", "/v1/add", json.dumps({"path": str(path), "code": CODE}), headers)
     longest, before, uploading = 0.0, "", False
-    for line in connection.getresponse():
+    for line in answer:
         now = time.perf_counter()
         form = json.loads(line)
         if str(form) != before:

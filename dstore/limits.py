@@ -142,10 +142,12 @@ SERVED_MEMORY_BYTES_MAX: Final = 256 * MIB  # all peers together
 SERVED_STREAMS_MAX: Final = 2048  # all peers together
 MESSAGE_SECONDS: Final = 120  # for one whole message or block: a slower peer is given up
 WORKING_SECONDS: Final = 1  # between signs of life while a disk or a check takes long
-# A holder that says nothing for so long while a slot is brought to it is dead or stopped, and
-# the slot goes to another within the five seconds that an add may stand still.
-SLOT_SILENCE_SECONDS: Final = 2.5
-WORKING_TOTAL_SECONDS: Final = 600  # signs of life alone are believed this long
+SLOT_SILENCE_SECONDS: Final = 4.5  # a holder that says nothing while a slot comes is given up
+# One that gets nothing done for so long while the others do has its slot brought elsewhere,
+# within the five seconds that an add may stand still.
+SLOT_STALL_SECONDS: Final = 3
+SLOT_WATCH_SECONDS: Final = 0.25
+WORKING_TOTAL_SECONDS: Final = 60  # signs of life alone are believed this long
 FRAGMENT_STREAMS_IDLE_PER_PEER_MAX: Final = 4
 FRAGMENT_STREAMS_IDLE_MAX: Final = 256
 FRAGMENT_STREAMS_PER_PEER_MAX: Final = 16  # a client's own, below what a server serves
@@ -229,7 +231,7 @@ ENCODE_BATCH_BYTES: Final = 8 * MIB  # of data blocks, in whole stripes
 ENCODE_BATCHES_IN_FLIGHT: Final = 3
 ANNOUNCE_SECONDS: Final = 5  # an add is done without the DHT's word after that
 ANNOUNCE_POLL_SECONDS: Final = 0.1
-UPLOAD_ATTEMPTS_MAX: Final = 8  # rounds of placing what failed elsewhere
+UPLOAD_ATTEMPTS_MAX: Final = 8  # to bring one slot to somebody
 UPLOADS_MAX: Final = 32  # slots on their way at once: a few megabytes each
 CANDIDATES_MAX: Final = 128
 HELLO_SECONDS: Final = 3  # a candidate that has not answered by then is not asked for more
@@ -239,6 +241,7 @@ SERVE_BATCH_BYTES: Final = 2 * MIB  # read in one call in a worker, then written
 SERVE_BATCH_BLOCKS_MAX: Final = 128
 PARITY_BATCH_BYTES: Final = 4 * MIB  # computed in one call; two batches are kept per segment
 READ_AHEAD_BYTES: Final = 16 * MIB
+READ_FIRST_BYTES: Final = 2 * MIB  # asked for at first, and all the rest when one has come
 # All readers together; above it each goes on with one block at a time.
 READ_AHEAD_TOTAL_BYTES: Final = 128 * MIB
 # A root of which nothing is known is asked of so many connected peers, before any search.
@@ -246,8 +249,10 @@ ROOT_GUESS_PEERS: Final = 8
 ROOT_GUESS_FIRST: Final = 2  # one after the other, then the rest at once
 ROOT_GUESS_SECONDS: Final = 0.05
 ROOT_GUESS_BYTES: Final = 64 * KIB  # about what a root has
-DIRECTORIES_KEPT_BYTES: Final = MIB  # of blocks; parsed, an entry takes some 500 bytes
+INNER_NODES_KEPT_BYTES: Final = MIB  # of blocks; parsed, an entry takes some 500 bytes
+HELD_LOOKUP_BLOCKS: Final = 64  # of a file, looked for here together
 ASKED_PEERS_MAX: Final = 32  # connected peers asked about a root beside the DHT
+DHT_AFTER_SECONDS: Final = 0.05  # that they have the word alone
 DISCOVERY_AGAIN_SECONDS: Final = 5
 MANIFESTS_TRIED_MAX: Final = 64  # of one root, from all peers
 MANIFESTS_PER_PEER_MAX: Final = 4  # the newest that it names
@@ -338,7 +343,7 @@ assert PROVIDE_RETRY_SECONDS < PROVIDE_RETRY_SECONDS_MAX < REPROVIDE_SECONDS
 assert FIND_RECORDS_MAX * RECORD_BYTES_MAX < CONTROL_BYTES_MAX
 assert PEER_BUDGET_BYTES >= 8 * BLOCK_BYTES_MAX
 assert FRAGMENT_STREAMS_PER_PEER_MAX < PEER_STREAMS_SERVED_MAX
-assert 2 * WORKING_SECONDS < SLOT_SILENCE_SECONDS < REQUEST_SECONDS
+assert 2 * WORKING_SECONDS < SLOT_STALL_SECONDS < SLOT_SILENCE_SECONDS < REQUEST_SECONDS
 assert MESSAGE_SECONDS < KEEPER_SECONDS  # an upload shows itself between two steps
 assert AT_RISK_SECONDS < HEALTH_CHECK_SECONDS < AWAY_SECONDS
 assert SEGMENT_BYTES_MAX <= PLACEMENT_GROUP_BYTES

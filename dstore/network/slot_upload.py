@@ -33,7 +33,7 @@ class SlotBlock:
 @dataclass(frozen=True, slots=True)
 class PutProgress:
     """How far a slot is, in bytes of its fragments: `stored` are durable at the holder
-    (those it had before included)."""
+    (those it had before included).  Told also when the holder took a fragment."""
 
     stored: int
     total: int
@@ -61,6 +61,7 @@ class SlotUpload:
         self._read = read
         self._progress = progress or (lambda progress: None)
         self._total_bytes = sum(block.size for block in slot_blocks)
+        self._stored_bytes = 0
         self._told_at = 0.0  # when the holder last said more than that it is alive
         self._unsent = 0
         self._sent = trio.Event()
@@ -71,11 +72,14 @@ class SlotUpload:
         wanted = await self._until_accepted(link, next_answer)
         self.sending = bool(wanted)
         self._unsent = len(wanted)
-        wanted_bytes = sum(block.size for block in wanted)
-        self._progress(PutProgress(self._total_bytes - wanted_bytes, self._total_bytes))
+        self._stored_bytes = self._total_bytes - sum(block.size for block in wanted)
+        self._tell()
         return await alongside(
             partial(self._send, link, wanted), partial(self._hear, link, next_answer, wanted)
         )
+
+    def _tell(self) -> None:
+        self._progress(PutProgress(self._stored_bytes, self._total_bytes))
 
     async def _next(self, link: FragmentStream, next_answer: NextAnswer) -> wire.Answer:
         """The next answer that tells something.  Signs of life alone are believed for
@@ -116,6 +120,7 @@ class SlotUpload:
                 raise CorruptStore(f"{block.cid} has {len(data)} bytes in place of {block.size}")
             self._unsent -= 1  # the answer may be here before this task goes on
             await link.queue(encode_upload(wire.Fragment(block.stripe, block.size)), data)
+            self._tell()
         await link.flush()
         self._sent.set()
 
@@ -124,14 +129,14 @@ class SlotUpload:
     ) -> bytes:
         """What the holder says while fragments are sent, until its lease."""
         stored_before = 0
-        stored_bytes = self._total_bytes - sum(block.size for block in wanted)
         while True:
             answer = await self._next(link, next_answer)
             match answer:
                 case wire.Stored(stored) if stored_before < stored <= len(wanted):
-                    stored_bytes += sum(block.size for block in wanted[stored_before:stored])
+                    newly = wanted[stored_before:stored]
+                    self._stored_bytes += sum(block.size for block in newly)
                     stored_before = stored
-                    self._progress(PutProgress(stored_bytes, self._total_bytes))
+                    self._tell()
                 case wire.SlotAnswer(segment, slot, lease, refusal):
                     if (segment, slot) != (self.request.segment, self.request.slot):
                         raise ProtocolViolation(f"{link.peer} answered for another slot")

@@ -3,6 +3,8 @@ when a holder fails, until every slot that the assignment requires has a lease."
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +24,11 @@ from dstore.core.placement import (
     enough,
     needs_of,
 )
-from dstore.errors import NetworkError, PeerError, ProtocolViolation
+from dstore.errors import DeadlineExceeded, NetworkError, PeerError, ProtocolViolation
 from dstore.limits import (
     SERVE_BATCH_BYTES,
+    SLOT_STALL_SECONDS,
+    SLOT_WATCH_SECONDS,
     UPLOAD_ATTEMPTS_MAX,
     UPLOADS_MAX,
 )
@@ -103,6 +107,28 @@ class Placed:
         return enough(self.assignment, self.holders)
 
 
+@dataclass(eq=False)
+class _Way:
+    """One slot on its way to one peer, and when it last got on."""
+
+    slot: int
+    peer: PeerId
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    news_at: float = math.inf  # until it has its turn
+    longest_seconds: float = 0.0  # without news, so far
+    ended: bool = False
+
+    def news(self) -> None:
+        """The peer has taken or stored something."""
+        now = trio.current_time()
+        self.longest_seconds = self.quiet_seconds(now)
+        self.news_at = now
+
+    def quiet_seconds(self, now: float) -> float:
+        """The longest time without news."""
+        return self.longest_seconds if self.ended else max(self.longest_seconds, now - self.news_at)
+
+
 @dataclass
 class _Bringing:
     """One segment on its way."""
@@ -110,16 +136,52 @@ class _Bringing:
     offer: Offer
     stored: Stored
     parity: ParityReader
+    avoid: Collection[PeerId]
     holders: dict[int, set[PeerId]] = field(default_factory=dict)
-    planned: dict[int, set[PeerId]] = field(default_factory=dict)
+    ways: list[_Way] = field(default_factory=list)
     failures: dict[PeerId, str] = field(default_factory=dict)
+    slow: set[PeerId] = field(default_factory=set)  # of those that failed: had no news for long
+    changed: trio.Event = field(default_factory=trio.Event)
 
-    def assignment(self, avoid: Collection[PeerId]) -> Assignment:
-        """Who is to hold what now, without the peers that failed; those of `avoid` where it
-        takes them to place every slot."""
-        found = self.offer.assign(self.holders, {*avoid, *self.failures})
-        if avoid and found.unplaced:
-            found = self.offer.assign(self.holders, self.failures.keys())
+    @property
+    def under_way(self) -> list[_Way]:
+        return [way for way in self.ways if not way.ended]
+
+    def planned(self) -> dict[int, set[PeerId]]:
+        """Who holds the slots, or is about to."""
+        planned = {slot: set(peers) for slot, peers in self.holders.items()}
+        for way in self.under_way:
+            planned.setdefault(way.slot, set()).add(way.peer)
+        return planned
+
+    def assignment(self, placed: Mapping[int, Collection[PeerId]]) -> Assignment:
+        """Who is to hold what, given who holds some of it, without the peers that failed;
+        those of `avoid`, and slow ones, where it takes them to place every slot."""
+        found = self.offer.assign(placed, {*self.avoid, *self.failures})
+        if (self.avoid or self.slow) and found.unplaced:
+            found = self.offer.assign(placed, self.failures.keys() - self.slow)
+        return found
+
+    def lacking(self) -> dict[int, tuple[PeerId, ...]]:
+        """Slots that nobody holds nor is about to, and where to bring them."""
+        tried = Counter(way.slot for way in self.ways)
+        new = self.assignment(self.planned()).new
+        return {slot: to for slot, to in new.items() if tried[slot] < UPLOAD_ATTEMPTS_MAX}
+
+    def stalled(self) -> list[_Way]:
+        """Ways without news for longer than SLOT_STALL_SECONDS, and than the others' pace
+        explains, whose slot somebody else could take."""
+        now = trio.current_time()
+        found = []
+        for way in self.under_way:
+            others = [other.quiet_seconds(now) for other in self.ways if other is not way]
+            usual = statistics.median_low(others) if others else SLOT_STALL_SECONDS
+            if now - way.news_at > max(SLOT_STALL_SECONDS, 3 * usual):
+                planned = self.planned()
+                planned[way.slot].discard(way.peer)
+                avoid = {*self.avoid, *self.failures, way.peer}
+                if way.slot in self.offer.assign(planned, avoid).new:
+                    found.append(way)
         return found
 
 
@@ -157,30 +219,38 @@ class Uploader:
         resort; never raises for them.
         """
         parity = ParityReader(self._stores.blocks, self._runtime.workers, offer.segment)
-        bringing = _Bringing(offer, stored, parity)
-        if confirm:
-            await self._bring_all(bringing, {slot: tuple(peers) for slot, peers in held.items()})
-        else:
-            bringing.holders = {slot: set(peers) for slot, peers in held.items() if peers}
-        current = bringing.assignment(avoid)
-        for _ in range(UPLOAD_ATTEMPTS_MAX):
-            if not current.new:
-                break
-            await self._bring_all(bringing, current.new)
-            current = bringing.assignment(avoid)
-        return Placed(current, bringing.holders, bringing.failures)
-
-    async def _bring_all(
-        self, bringing: _Bringing, slots: Mapping[int, Collection[PeerId]]
-    ) -> None:
-        for slot, peers in slots.items():
-            bringing.planned.setdefault(slot, set()).update(peers)
-        await self._runtime.workers.run(self._note_plan, bringing.offer.segment.cid, slots)
+        bringing = _Bringing(offer, stored, parity, frozenset(avoid))
         limiter = trio.CapacityLimiter(UPLOADS_MAX)
         async with open_plain_nursery() as nursery:
-            for slot, peers in slots.items():
-                for peer in peers:
-                    nursery.start_soon(self._bring, bringing, slot, peer, limiter)
+            if confirm:
+                await self._start(bringing, held, nursery, limiter)
+            else:
+                bringing.holders = {slot: set(peers) for slot, peers in held.items() if peers}
+            while True:
+                await self._start(bringing, bringing.lacking(), nursery, limiter)
+                if not bringing.under_way:
+                    break
+                with trio.move_on_after(SLOT_WATCH_SECONDS):
+                    await bringing.changed.wait()
+                for way in bringing.stalled():
+                    way.scope.cancel()
+        result = bringing.assignment(bringing.holders)
+        return Placed(result, bringing.holders, bringing.failures)
+
+    async def _start(
+        self,
+        bringing: _Bringing,
+        slots: Mapping[int, Collection[PeerId]],
+        nursery: trio.Nursery,
+        limiter: trio.CapacityLimiter,
+    ) -> None:
+        ways = [_Way(slot, peer) for slot, peers in slots.items() for peer in peers]
+        bringing.ways += ways
+        bringing.changed = trio.Event()
+        if ways:
+            await self._runtime.workers.run(self._note_plan, bringing.offer.segment.cid, slots)
+        for way in ways:
+            nursery.start_soon(self._bring, bringing, way, limiter)
 
     def _note_plan(self, segment: CID, slots: Mapping[int, Collection[PeerId]]) -> None:
         """In a worker: who may hold what from now on, should this process end before it hears
@@ -193,32 +263,36 @@ class Uploader:
                 [Placement(segment, slot, peer, now) for slot, peer in sorted(planned)]
             )
 
-    async def _bring(
-        self, bringing: _Bringing, slot: int, peer: PeerId, limiter: trio.CapacityLimiter
-    ) -> None:
-        offer = bringing.offer
+    async def _bring(self, bringing: _Bringing, way: _Way, limiter: trio.CapacityLimiter) -> None:
+        offer, slot, peer = bringing.offer, way.slot, way.peer
+        envelope: bytes | None = None
         try:
             async with limiter:
-                envelope = await self._put(bringing, slot, peer)
+                way.news_at = trio.current_time()
+                with way.scope:
+                    envelope = await self._put(bringing, way)
+            if envelope is None:
+                bringing.slow.add(peer)
+                raise DeadlineExceeded(f"{peer} took nothing for {SLOT_STALL_SECONDS:g} s")
             lease = self._check_lease(envelope, offer, slot, peer)
         except (NetworkError, PeerError) as error:
             bringing.failures[peer] = str(error)
-            bringing.planned[slot].discard(peer)
-            return
-        await self._runtime.workers.run(
-            self._stores.catalog.put_placement,
-            Placement(
+        else:
+            placement = Placement(
                 offer.segment.cid,
                 slot,
                 peer,
                 float(lease.expires),
                 envelope,
                 self._runtime.clock.now(),
-            ),
-        )
-        bringing.holders.setdefault(slot, set()).add(peer)
+            )
+            await self._runtime.workers.run(self._stores.catalog.put_placement, placement)
+            bringing.holders.setdefault(slot, set()).add(peer)
+        way.ended = True
+        bringing.changed.set()
 
-    async def _put(self, bringing: _Bringing, slot: int, peer: PeerId) -> bytes:
+    async def _put(self, bringing: _Bringing, way: _Way) -> bytes:
+        slot, peer = way.slot, way.peer
         offer, segment = bringing.offer, bringing.offer.segment
         fragments = [SlotBlock(*fragment) for fragment in segment.slot_blocks(slot)]
         put = wire.PutSlot(
@@ -233,7 +307,7 @@ class Uploader:
 
         if peer == self._network.peer_id:
             reception = await self._holder.offer_slot(peer, put, self._load)
-            await self._keep(reception, fragments, read)
+            await self._keep(way, reception, fragments, read)
             envelope = await reception.finish()
             bringing.stored(segment.slot_bytes(slot))
             return envelope
@@ -241,19 +315,25 @@ class Uploader:
 
         def progress(news: PutProgress) -> None:
             nonlocal last
+            way.news()
             bringing.stored(news.stored - last)
             last = news.stored
 
         return await self._client.put_slot(peer, put, self._load, fragments, read, progress)
 
     async def _keep(
-        self, reception: LocalReception, fragments: Sequence[SlotBlock], read: ReadFragment
+        self,
+        way: _Way,
+        reception: LocalReception,
+        fragments: Sequence[SlotBlock],
+        read: ReadFragment,
     ) -> None:
         """Store what a slot of this node lacks: parity, for the data is here."""
         missing = set(reception.wanted)
         batch: list[tuple[int, bytes]] = []
         for fragment in (one for one in fragments if one.stripe in missing):
             batch.append((fragment.stripe, await read(fragment)))
+            way.news()
             if sum(len(data) for _, data in batch) >= SERVE_BATCH_BYTES:
                 await reception.store(batch)
                 batch = []
@@ -265,10 +345,8 @@ class Uploader:
         now = int(self._runtime.clock.now())
         return tuple(
             wire.HolderEntry(peer, slot, now, self._holder.addresses_of(peer))
-            for slot in sorted(bringing.planned.keys() | bringing.holders.keys())
-            for peer in sorted(
-                bringing.planned.get(slot, set()) | bringing.holders.get(slot, set())
-            )
+            for slot, peers in sorted(bringing.planned().items())
+            for peer in sorted(peers)
         )
 
     def _check_lease(self, envelope: bytes, offer: Offer, slot: int, peer: PeerId) -> Lease:

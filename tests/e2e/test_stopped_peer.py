@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from benchmarks.sick_nodes import one_run
 from dstore.core.peerid import PeerId
 from dstore.network.host import HostOptions, open_host
 from dstore.network.streams import PeerAddresses
@@ -54,3 +56,10 @@ async def test_a_stopped_process_is_noticed() -> None:
         process.wait(20)
         assert process.stdout is not None
         process.stdout.close()
+
+
+def test_an_add_goes_on_when_holders_are_stopped_in_its_middle(tmp_path: Path) -> None:
+    """Eight processes; two holders stop (SIGSTOP) as soon as bytes travel."""
+    result = one_run(tmp_path, 64, "stopped", "during")
+    assert result["answered"]
+    assert result["protected"]

@@ -301,7 +301,7 @@ async def test_offers_beyond_the_turn_wait(autojump_clock: trio.testing.MockCloc
             nonlocal deciding, peak
             deciding += 1
             peak = max(peak, deciding)
-            await trio.sleep(30)
+            await trio.sleep(10)
             deciding -= 1
 
         both.holder.deciding = decide
