@@ -152,7 +152,10 @@ class Libp2pHost:
         try:
             with trio.fail_after(NEGOTIATE_SECONDS):
                 stream = await connection.open_stream()
-                stream.protocol = await propose(stream, protocols)
+                if connection.speaks(protocols[0]):
+                    await stream.propose_ahead(protocols[0])
+                else:
+                    stream.protocol = await propose(stream, protocols)
                 return stream
         except BaseException as error:
             if stream is not None:
@@ -187,8 +190,7 @@ class Libp2pHost:
             return False
         with trio.move_on_after(REQUEST_SECONDS):
             await connection.identified.wait()
-        identity = connection.identity
-        return identity is not None and protocol in identity.protocols
+        return connection.speaks(protocol)
 
     async def disconnect(self, peer: PeerId) -> None:
         await self._swarm.disconnect(peer)

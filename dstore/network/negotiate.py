@@ -73,6 +73,12 @@ async def _read_header(stream: ByteStream) -> None:
         raise ProtocolViolation(f"the other side does not speak multistream-select: {header!r}")
 
 
+def proposal(protocol: str) -> bytes:
+    """What the side that opened a stream writes at first to propose `protocol`, and what the
+    other writes to agree.  Where it is known to, the first request may follow at once."""
+    return _message(MULTISTREAM) + _message(protocol)
+
+
 async def propose(stream: ByteStream, protocols: Sequence[str]) -> str:
     """As the side that opened `stream`: the first of `protocols` that the other takes.
 
@@ -80,7 +86,7 @@ async def propose(stream: ByteStream, protocols: Sequence[str]) -> str:
     caller sets the deadline.
     """
     # Header and first proposal together save a round trip.
-    await stream.write(_message(MULTISTREAM) + _message(protocols[0]))
+    await stream.write(proposal(protocols[0]))
     await _read_header(stream)
     for index, protocol in enumerate(protocols):
         if index:

@@ -37,10 +37,12 @@ from dstore.limits import (
     DAG_BLOCKS_MAX,
     DAG_DEPTH_MAX,
     DAG_PENDING_LINKS_MAX,
-    DIRECTORIES_KEPT_BYTES,
+    HELD_LOOKUP_BLOCKS,
+    INNER_NODES_KEPT_BYTES,
     PREFETCH_NODES,
     READ_AHEAD_BYTES,
     READ_AHEAD_TOTAL_BYTES,
+    READ_FIRST_BYTES,
     SESSION_SECONDS,
     SESSIONS_MAX,
 )
@@ -53,9 +55,11 @@ NewSession = Callable[[CID], RootSession]
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Bytes of a file in order: `data`, or the part of a raw leaf to be fetched."""
+    """Bytes of a file in order: `data`, or the part of a raw leaf to be fetched.  `ahead` bytes
+    of what is read come before it."""
 
     size: int
+    ahead: int
     data: bytes | None = None
     leaf: CID | None = None
     leaf_size: int = 0
@@ -66,16 +70,16 @@ class _Piece:
 
 @dataclass(slots=True)
 class _Kept:
-    """A directory's block, parsed, and which of its entries were here when that was asked."""
+    """An inner node, parsed, and which of its entries were here when that was asked."""
 
-    node: Directory | HamtShard
+    node: Node
     size: int
     held: Collection[bytes] | None = None
 
 
-class _Directories:
-    """Parsed directories, the least recently used dropped first: many paths through one
-    directory parse it once."""
+class _InnerNodes:
+    """Parsed blocks of directories and large files, the least recently used dropped first:
+    many paths through one directory parse it once."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
@@ -88,7 +92,7 @@ class _Directories:
             self._kept.move_to_end(cid)
         return kept
 
-    def put(self, cid: CID, node: Directory | HamtShard, size: int) -> None:
+    def put(self, cid: CID, node: Node, size: int) -> None:
         if cid in self._kept or size > self._bytes_max:
             return
         self._kept[cid] = _Kept(node, size)
@@ -104,7 +108,7 @@ class Retriever:
         self._new_session = new_session
         self._read_ahead = ByteBudget(READ_AHEAD_TOTAL_BYTES)
         self._sessions: OrderedDict[CID, tuple[float, RootSession]] = OrderedDict()
-        self._directories = _Directories(DIRECTORIES_KEPT_BYTES)
+        self._inner = _InnerNodes(INNER_NODES_KEPT_BYTES)
 
     def session(self, root: CID) -> RootSession:
         """The session of the root: what was found out about it stays for a while."""
@@ -167,13 +171,13 @@ class Retriever:
         return None, False
 
     async def _node(self, session: RootSession, cid: CID, *, held: bool = True) -> Node:
-        kept = self._directories.get(cid)
+        kept = self._inner.get(cid)
         if kept is not None:
             return kept.node
         data = await session.block(cid, held=held)
         node = parse(cid, data)
-        if isinstance(node, Directory | HamtShard):
-            self._directories.put(cid, node, len(data))
+        if isinstance(node, Directory | HamtShard) or (isinstance(node, File) and node.children):
+            self._inner.put(cid, node, len(data))
         return node
 
     async def _held_below(
@@ -181,7 +185,7 @@ class Retriever:
     ) -> Collection[bytes]:
         """The multihashes of the entries that are here: one look for all of them, as long as
         the directory is kept."""
-        kept = self._directories.get(cid)
+        kept = self._inner.get(cid)
         if kept is not None and kept.held is not None:
             return kept.held
         cids = [entry.cid for entry in listing(node).entries]
@@ -216,8 +220,11 @@ class Retriever:
         is missing.
         """
         session = self.session(root)
-        first = await session.block(cid)
-        node = File(len(first), first) if cid.codec == DAG_CBOR else parse(cid, first)
+        if cid.codec == DAG_CBOR:
+            first = await session.block(cid)
+            node: Node = File(len(first), first)
+        else:
+            node = await self._node(session, cid)
         if not isinstance(node, File):
             raise InvalidPath(f"{cid} is no file")
         stop = node.size if length is None else min(node.size, offset + length)
@@ -226,11 +233,19 @@ class Retriever:
                 yield whole
             return
 
+        begun = trio.Event()
+
         async def fetch(piece: _Piece) -> bytes:
             if piece.leaf is None:
                 assert piece.data is not None
+                begun.set()
                 return piece.data
-            data = await session.block(piece.leaf, piece.position, held=piece.held)
+            if piece.ahead >= READ_FIRST_BYTES:
+                await begun.wait()  # so that the first bytes have the wires for themselves
+            try:
+                data = await session.block(piece.leaf, piece.position, held=piece.held)
+            finally:
+                begun.set()
             parse_child(FileChild(piece.leaf, piece.leaf_size), data)
             if piece.size == len(data):
                 return data
@@ -252,15 +267,23 @@ async def _inline(data: bytes) -> AsyncGenerator[bytes, None]:
         yield data
 
 
+@dataclass(slots=True)
+class _Visit:
+    """A node of a file still to be read: where its bytes lie in the file, how deep it is, and
+    whether its block is here, once that was asked."""
+
+    extent: Extent
+    depth: int
+    held: bool | None = None
+
+
 async def _pieces(
     session: RootSession, root: File, offset: int, stop: int
 ) -> AsyncIterator[_Piece]:
     """What makes up the bytes [offset, stop) of the file, in order; inner nodes are fetched
     on the way, a few ahead."""
     total = max(root.size, 1)
-    # Nodes still to be visited, the next one last: an extent (absolute start), its depth, and
-    # whether the block was here when its parent was read.
-    pending: list[tuple[Extent, int, bool]] = []
+    pending: list[_Visit] = []  # the next one last
     visited = 0
 
     async def enter(node: File, start: int, depth: int) -> _Piece | None:
@@ -268,19 +291,25 @@ async def _pieces(
         children = children_in_range(node, offset - start, stop - offset)
         if len(pending) + len(children) > DAG_PENDING_LINKS_MAX:
             raise BudgetExceeded(f"more than {DAG_PENDING_LINKS_MAX} links on one path of a file")
-        here = await session.held([child.cid for child in children])
-        for child, held in zip(reversed(children), reversed(here), strict=True):
+        for child in reversed(children):
             extent = Extent(child.cid, start + child.start, child.size)
-            pending.append((extent, depth + 1, held))
+            pending.append(_Visit(extent, depth + 1))
         low, high = max(offset, start), min(stop, start + len(node.data))
         if low >= high:
             return None
-        return _Piece(high - low, node.data[low - start : high - start])
+        return _Piece(high - low, low - offset, node.data[low - start : high - start])
 
     if (inline := await enter(root, 0, 0)) is not None:
         yield inline
     while pending:
-        extent, depth, held = pending.pop()
+        visit = pending.pop()
+        extent, depth, held = visit.extent, visit.depth, visit.held
+        if held is None:
+            ahead = [visit, *pending[:-HELD_LOOKUP_BLOCKS:-1]]
+            here = await session.held([one.extent.cid for one in ahead])
+            for one, is_here in zip(ahead, here, strict=True):
+                one.held = is_here
+            held = here[0]
         visited += 1
         if depth > DAG_DEPTH_MAX or visited > DAG_BLOCKS_MAX:
             raise BudgetExceeded("a file deeper or of more blocks than allowed")
@@ -289,6 +318,7 @@ async def _pieces(
         if extent.cid.codec == RAW:
             yield _Piece(
                 high - low,
+                low - offset,
                 leaf=extent.cid,
                 leaf_size=extent.size,
                 skip=low - extent.start,
@@ -296,9 +326,9 @@ async def _pieces(
                 held=held,
             )
             continue
-        for ahead, *_ in pending[: -PREFETCH_NODES - 1 : -1]:
-            if ahead.cid.codec == DAG_PB:
-                session.prefetch(ahead.cid, ahead.start / total)
+        for one in pending[: -PREFETCH_NODES - 1 : -1]:
+            if one.extent.cid.codec == DAG_PB:
+                session.prefetch(one.extent.cid, one.extent.start / total)
         node = parse_child(
             FileChild(extent.cid, extent.size), await session.block(extent.cid, position)
         )

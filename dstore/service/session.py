@@ -13,7 +13,8 @@ from functools import partial
 import trio
 
 from dstore.core import erasure
-from dstore.core.cid import CID
+from dstore.core.cid import CID, DAG_PB
+from dstore.core.dagpb import begins_with_link
 from dstore.core.manifest import Manifest, Segment, SegmentRef
 from dstore.core.peerid import PeerId
 from dstore.core.placement import likely_first
@@ -48,7 +49,7 @@ from dstore.limits import (
 )
 from dstore.network.fragments_client import FragmentsClient
 from dstore.network.streams import Network, PeerAddresses
-from dstore.runtime import Runtime
+from dstore.runtime import Runtime, open_plain_nursery
 from dstore.service.fetch import BlockFetcher, Race
 from dstore.service.flights import Flights
 from dstore.service.race import first_success, gather_enough
@@ -165,6 +166,8 @@ class RootSession:
         if cid == self.sources.root and self.sources.discovered_at is None:
             data = await self._guess()
             if data is not None:
+                if cid.codec == DAG_PB and begins_with_link(data):
+                    self._discovery.begin(self.sources)  # other blocks are wanted next
                 return data
         failure: DstoreError | None = None
         useless: set[CID] = set()  # manifests that do not list the block
@@ -205,6 +208,7 @@ class RootSession:
                 data = await race.first(likely[:ROOT_GUESS_FIRST])
                 if data is not None:
                     return data
+            self._discovery.begin(self.sources)
             return await race.any(likely[ROOT_GUESS_FIRST:ROOT_GUESS_PEERS], ROOT_GUESS_SECONDS)
 
     async def _local(self, cid: CID) -> bytes | None:
@@ -387,12 +391,19 @@ class RootSession:
         return loaded
 
     async def _load_segment(self, manifest: Manifest, ref: SegmentRef) -> tuple[Segment, Holders]:
-        data = await self._local(ref.cid)
-        if data is None:
-            data = await self._from_sources(ref.cid)
-        segment = await self._runtime.workers.run(Segment.decode, data)
-        manifest.check_segment(ref, segment)
-        return segment, await self._holders(ref.cid)
+        holders: list[Holders] = []
+
+        async def ask() -> None:
+            holders.append(await self._holders(ref.cid))
+
+        async with open_plain_nursery() as nursery:
+            nursery.start_soon(ask)
+            data = await self._local(ref.cid)
+            if data is None:
+                data = await self._from_sources(ref.cid)
+            segment = await self._runtime.workers.run(Segment.decode, data)
+            manifest.check_segment(ref, segment)
+        return segment, holders[0]
 
     async def _refresh(self, segment: Segment) -> Holders:
         """A new holder map, from everybody who may know of a holder."""

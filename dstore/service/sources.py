@@ -26,7 +26,9 @@ from dstore.errors import (
 from dstore.limits import (
     ASKED_PEERS_MAX,
     BLOCK_BYTES_MAX,
+    DHT_AFTER_SECONDS,
     DISCOVERY_AGAIN_SECONDS,
+    HEDGE_SECONDS_UNKNOWN,
     KAD_KEY_BYTES_MAX,
     MANIFESTS_PER_PEER_MAX,
     MANIFESTS_TRIED_MAX,
@@ -59,6 +61,7 @@ class RootSources:
     named: dict[CID, set[PeerId]] = field(default_factory=dict)
     changed: trio.Event = field(default_factory=trio.Event)
     silent: set[PeerId] = field(default_factory=set)
+    coming: set[CID] = field(default_factory=set)  # manifests that are being fetched
     discovering: bool = False
     discovered_at: float | None = None
 
@@ -103,12 +106,12 @@ class Discovery:
         return await self._until(sources, lambda: False)
 
     async def _until(self, sources: RootSources, enough: Callable[[], bool]) -> list[Manifest]:
-        self._begin(sources)
+        self.begin(sources)
         while not enough() and sources.discovering:
             await sources.changed.wait()
         return sources.by_agreement()
 
-    def _begin(self, sources: RootSources) -> None:
+    def begin(self, sources: RootSources) -> None:
         """Start discovery, unless it runs or ended a moment ago."""
         now = trio.current_time()
         recent = (
@@ -124,9 +127,15 @@ class Discovery:
             await self._from_catalog(sources)
             asked: set[PeerId] = {self._network.peer_id}
             async with open_plain_nursery() as nursery:
-                for peer in self._fetcher.best_first(self._network.connected())[:ASKED_PEERS_MAX]:
-                    asked.add(peer)
+                near = self._fetcher.best_first(self._network.connected())[:ASKED_PEERS_MAX]
+                asked.update(near)
+                sources.silent.update(near)
+                for peer in near:
                     nursery.start_soon(self._ask, sources, peer, False)
+                # What they say comes sooner alone, and often is all that is needed.
+                with trio.move_on_after(DHT_AFTER_SECONDS):
+                    while not sources.manifests and not sources.silent.isdisjoint(near):
+                        await sources.changed.wait()
                 if len(sources.root.multihash) > KAD_KEY_BYTES_MAX:  # the DHT knows no such keys
                     return
                 async for target in self._routing.find_providers(sources.root.multihash):
@@ -172,13 +181,14 @@ class Discovery:
                 return
             except PeerError:
                 sources.silent.discard(peer)
+                sources.notify()
                 return
             sources.silent.discard(peer)
+            sources.notify()
             if not answer.manifests and not provider:
                 sources.maybe[peer] = None
                 return
             sources.peers[peer] = None
-            sources.notify()
             await self._take(sources, peer, answer.manifests)
 
     async def _take(self, sources: RootSources, peer: PeerId, cids: Sequence[CID]) -> None:
@@ -192,11 +202,21 @@ class Discovery:
                 sources.notify()
 
     async def _take_one(self, sources: RootSources, peer: PeerId, cid: CID) -> bool:
+        """One manifest from a peer that named it, unless it comes from another just now."""
+        with trio.move_on_after(HEDGE_SECONDS_UNKNOWN):
+            while cid in sources.coming:
+                await sources.changed.wait()
+        if cid in sources.manifests:
+            return True
+        sources.coming.add(cid)
         try:
             data = await self._fetcher.fetch([peer], cid, BLOCK_BYTES_MAX // 8)
             manifest = await self._runtime.workers.run(Manifest.decode, data)
         except (NetworkError, PeerError, NotFoundError, DataError):
             return False
+        finally:
+            sources.coming.discard(cid)
+            sources.notify()
         if manifest.root.multihash == sources.root.multihash:
             sources.manifests[cid] = manifest
         return cid in sources.manifests

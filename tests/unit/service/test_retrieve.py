@@ -30,6 +30,7 @@ from dstore.limits import (
     DAG_PENDING_LINKS_MAX,
     MIB,
     READ_AHEAD_BYTES,
+    READ_FIRST_BYTES,
     SESSION_SECONDS,
     SESSIONS_MAX,
 )
@@ -161,6 +162,44 @@ def test_both_profiles_at_full_size(profile: Profile) -> None:
     root, blocks = file_of(data, profile)
     assert run(Held(blocks), root) == data
     assert run(Held(blocks), root, MIB - 5, 10) == data[MIB - 5 : MIB + 5]
+
+
+def test_the_first_bytes_are_asked_for_alone() -> None:
+    data = random.Random(3).randbytes(8 * MIB)
+    root, blocks = file_of(data, V1)
+    may = trio.Event()
+
+    class Slow(Held):
+        async def block(self, cid: CID, position: float = 0.0, *, held: bool = True) -> bytes:
+            found = await super().block(cid, position, held=held)
+            if cid != root:
+                await may.wait()
+            return found
+
+    async def main() -> None:
+        held = Slow(blocks)
+        async with retriever(held).read(root, root) as chunks, trio.open_nursery() as nursery:
+            got: list[bytes] = []
+
+            async def take() -> None:
+                got.extend([chunk async for chunk in chunks])
+
+            nursery.start_soon(take)
+            await wait_all_tasks_blocked()
+            assert len(held.asked) == 1 + READ_FIRST_BYTES // MIB
+            may.set()
+        assert b"".join(got) == data
+
+    trio.run(main)
+
+
+def test_bytes_within_nodes_count_as_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieve, "READ_FIRST_BYTES", 3)
+    leaf = CID.of(RAW, b"leaf")
+    message = UnixfsData(DataType.FILE, data=b"inline", filesize=10, blocksizes=(4,))
+    node = encode_node((PBLink(leaf, "", 4),), message)
+    root = CID.of(DAG_PB, node)
+    assert run(Held({leaf: b"leaf", root: node}), root) == b"inlineleaf"
 
 
 def test_read_ahead_is_bounded() -> None:
