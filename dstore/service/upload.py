@@ -176,7 +176,7 @@ class _Bringing:
         for way in self.under_way:
             others = [other.quiet_seconds(now) for other in self.ways if other is not way]
             usual = statistics.median_low(others) if others else SLOT_STALL_SECONDS
-            if now - way.news_at > max(SLOT_STALL_SECONDS, 3 * usual):
+            if now - way.news_at > max(SLOT_STALL_SECONDS, 2 * usual):
                 planned = self.planned()
                 planned[way.slot].discard(way.peer)
                 avoid = {*self.avoid, *self.failures, way.peer}
