@@ -91,14 +91,14 @@ def main() -> None:
     if options.name == "report":
         show(report.read(options.files), options)
         return
-    found = list(prepared(list(NAMES) if options.name == "all" else [options.name]))
-    lines = [one for one in found if "unavailable" in one]
-    for line in lines:
-        keep(line, options.append)
-    for line in measured([one for one in found if one not in lines], options):
+    lines = []
+    for line in prepared(list(NAMES) if options.name == "all" else [options.name]):
         lines.append(line)
         keep(line, options.append)
-    show(lines or found, options)
+    for line in measured([one for one in lines if "version" in one], options):
+        lines.append(line)
+        keep(line, options.append)
+    show(lines, options)
 
 
 if __name__ == "__main__":
