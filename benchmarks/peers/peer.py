@@ -89,9 +89,7 @@ class Peer:
 def place(name: str) -> Path:
     """The directory that a system is installed in."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    found = Path(base) / "dstore-peers" / name
-    found.mkdir(parents=True, exist_ok=True)
-    return found
+    return Path(base) / "dstore-peers" / name
 
 
 def tell(command: Sequence[str | Path], cwd: Path | None = None) -> str:

@@ -21,6 +21,7 @@ def prepare() -> str:
     """The one on the PATH, else Debian's package, unpacked without being installed."""
     if not _restic().exists():
         directory = place("restic")
+        directory.mkdir(parents=True, exist_ok=True)
         for tool in ("apt-get", "dpkg-deb"):
             if shutil.which(tool) is None:
                 raise Unavailable(f"no restic on the PATH, and no {tool} to bring it")

@@ -24,6 +24,7 @@ def prepare() -> str:
     npm = shutil.which("npm")
     if npm is None:
         raise Unavailable("it is installed by npm, and npm is not there")
+    _THERE.mkdir(parents=True, exist_ok=True)
     shutil.copy(_HERE / "node.mjs", _THERE)
     lock = (_HERE / "package-lock.json").read_text()
     ready = _THERE / "ready"

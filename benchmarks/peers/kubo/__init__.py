@@ -57,6 +57,7 @@ def prepare() -> str:
     if not (_IPFS.exists() and ready.exists() and ready.read_text() == wanted):
         if not Path(go).exists():
             raise Unavailable("it is built by Go, and there is no Go")
+        _IPFS.parent.mkdir(parents=True, exist_ok=True)
         tell([go, "build", "-buildvcs=false", "-o", _IPFS, _PROGRAM], cwd=_HERE)
         ready.write_text(wanted)
     return tell([_IPFS, "version", "-n"])
