@@ -47,6 +47,17 @@ def local(work: Path, load: Load) -> Row:
     }
 
 
+def five(work: Path, load: Load) -> Row:
+    """A coded add where the adder is one of five nodes and keeps one slot of the five."""
+    with devnet(work / "net") as nodes:
+        begun = time.perf_counter()
+        added = dstore("add", "--home", nodes[0]["home"], "--code", CODE, str(load.path))
+        seconds = time.perf_counter() - begun
+        if not added["protected"]:
+            raise SystemExit(f"the add was not protected: {added}")
+    return {"own_slot_add_mb_per_s": load.size / 1e6 / seconds}
+
+
 @contextmanager
 def _added(work: Path, load: Load, row: Row) -> Iterator[tuple[Nodes, str, list[str]]]:
     """Six nodes, of which the sixth has added the file and is dead; the CID; who has slots 0, 1."""
@@ -117,5 +128,11 @@ def small(work: Path, load: Load) -> Row:
 
 PEER = Peer(
     prepare=lambda: version("dstore"),
-    parts={"local": local, "large": large, "sick": sick_holders, "small": small},
+    parts={
+        "local": local,
+        "five": five,
+        "large": large,
+        "sick": sick_holders,
+        "small": small,
+    },
 )

@@ -30,6 +30,7 @@ class Figure:
 FIGURES = {
     "local_add_mb_per_s": Figure("local add, MB/s"),
     "coded_add_mb_per_s": Figure("add, 3-of-5 to five other processes, MB/s"),
+    "own_slot_add_mb_per_s": Figure("add, 3-of-5, one slot stays with the adder, MB/s"),
     "fetch_mb_per_s": Figure("cold fetch, MB/s"),
     "stopped_fetch_mb_per_s": Figure("cold fetch, two of five holders stopped, MB/s"),
     "dead_fetch_mb_per_s": Figure("cold fetch, two of five holders dead, MB/s"),

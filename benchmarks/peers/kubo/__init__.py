@@ -1,7 +1,7 @@
 """Kubo, built by Go from `go.mod`: two daemons on loopback, connected by hand, nothing else on.
 
 TCP with its own choice of TLS or Noise, yamux, bitswap; no routing, no bootstrap, no discovery,
-no relay, no providing, no telemetry.  Otherwise its defaults, flatfs with fsync among them.
+no relay, no providing, no telemetry.  Otherwise its defaults, flatfs without fsync among them.
 """
 
 from __future__ import annotations

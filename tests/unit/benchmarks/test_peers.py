@@ -90,7 +90,7 @@ def test_the_table_names_what_was_not_measured() -> None:
 
 def test_every_system_has_its_module_and_parts() -> None:
     assert {name: sorted(peer_named(name).parts) for name in NAMES} == {
-        "dstore": ["large", "local", "sick", "small"],
+        "dstore": ["five", "large", "local", "sick", "small"],
         "tahoe": ["large", "sick", "small"],
         "iroh": ["large", "small"],
         "restic": ["large", "small"],
