@@ -99,6 +99,8 @@ def main() -> None:
         lines.append(line)
         keep(line, options.append)
     show(lines, options)
+    if options.name != "all" and any("unavailable" in one or "failed" in one for one in lines):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
