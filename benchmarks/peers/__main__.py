@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.local_add import copy_and_sync
 from benchmarks.peers import report
 from benchmarks.peers.inside import peer_named, run_part
 from benchmarks.peers.peer import Unavailable, make_load
@@ -49,8 +50,11 @@ def measured(there: list[report.Line], options: argparse.Namespace) -> Iterator[
                     continue
                 line = {**one, "part": part, **about}
                 with tempfile.TemporaryDirectory(prefix=f"{part}-", dir=base) as work:
+                    copied = copy_and_sync(load.path, Path(work) / "copy")
+                    disk = {"cp_fsync_mb_per_s": load.size / 1e6 / copied}
+                    os.sync()
                     try:
-                        line["row"] = run_part(one["system"], part, load, Path(work))
+                        line["row"] = disk | run_part(one["system"], part, load, Path(work))
                     except SystemExit as error:
                         line["failed"] = str(error)
                 os.sync()  # what the removal left to do belongs to nobody's figure

@@ -52,6 +52,7 @@ FIGURES = {
     "local_add_cpu_s_per_gib": Figure("CPU of a local add, s/GiB", more=False),
     "coded_add_cpu_s_per_gib": Figure("CPU of a coded add, all processes, s/GiB", more=False),
     "fetch_cpu_s_per_gib": Figure("CPU of a cold fetch, all processes, s/GiB", more=False),
+    "cp_fsync_mb_per_s": Figure("the disk: cp + fsync of the file before each part, MB/s"),
 }
 
 # What is asked of dstore: the figure, beside whom, and how many times as much.
