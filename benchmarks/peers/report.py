@@ -106,6 +106,7 @@ def summarise(lines: Iterable[Line]) -> Summary:
                 "min": round(min(each), 2),
                 "max": round(max(each), 2),
                 "runs": len(each),
+                "each": [round(value, 2) for value in each],
             }
     return summary
 
@@ -124,16 +125,24 @@ def times(summary: Summary, name: str, figure: str) -> float | None:
 
 
 def targets(summary: Summary) -> list[dict[str, Any]]:
-    """Each target with the ratio that was measured and whether it holds; None: not measured."""
+    """Each target with the ratio of the medians and whether it holds; None: not measured.
+
+    `by_round` has the ratio of each round, in which both had the same machine.
+    """
     found = []
     for figure, name, factor in TARGETS:
         ratio = times(summary, name, figure)
+        ours, theirs = (
+            summary.get(who, {}).get("figures", {}).get(figure, {}).get("each", [])
+            for who in (OURS, name)
+        )
         found.append(
             {
                 "figure": figure,
                 "beside": name,
                 "target": factor,
                 "ratio": None if ratio is None else round(ratio, 2),
+                "by_round": [round(a / b, 2) for a, b in zip(ours, theirs, strict=False)],
                 "holds": None if ratio is None else ratio >= factor,
             }
         )
@@ -185,12 +194,13 @@ def markdown(summary: Summary) -> str:
         cells = [_cell(summary[name]["figures"].get(figure)) for name in names]
         if any(cells):
             lines.append(f"| {about.title} | " + " | ".join(cells) + " |")
-    lines += ["", "| target | asked | measured | |", "| --- | --- | --- | --- |"]
+    lines += ["", "| target | asked | measured | by round | |", "| --- |" + " --- |" * 4]
     for one in targets(summary):
         title = f"{FIGURES[one['figure']].title} / {one['beside']}"
         measured = "not measured" if one["ratio"] is None else f"{one['ratio']:.2f}"
         word = {None: "", True: "holds", False: "missed"}[one["holds"]]
-        lines.append(f"| {title} | >= {one['target']:g} | {measured} | {word} |")
+        rounds = ", ".join(f"{ratio:.2f}" for ratio in one["by_round"])
+        lines.append(f"| {title} | >= {one['target']:g} | {measured} | {rounds} | {word} |")
     notes = [f"{name}: {about['unavailable']}" for name, about in not_there(summary)]
     notes += [f"{name}, {what}" for name, about in summary.items() for what in about["failed"]]
     return "\n".join([*lines, "", *(f"- Not measured: {note}" for note in notes)]).rstrip() + "\n"

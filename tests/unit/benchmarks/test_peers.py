@@ -44,7 +44,7 @@ def test_the_range_lies_inside_the_file(tmp_path: Path) -> None:
 def test_medians_with_least_and_most() -> None:
     lines = [line("dstore", fetch_mb_per_s=rate) for rate in (100, 300, 110)]
     found = report.summarise(lines)["dstore"]["figures"]["fetch_mb_per_s"]
-    assert found == {"median": 110, "min": 100, "max": 300, "runs": 3}
+    assert found == {"median": 110, "min": 100, "max": 300, "runs": 3, "each": [100, 300, 110]}
 
 
 def test_targets_hold_or_do_not_or_are_not_measured() -> None:
@@ -57,6 +57,13 @@ def test_targets_hold_or_do_not_or_are_not_measured() -> None:
         ("iroh", 2.0, True),
         ("helia", None, None),
     ]
+
+
+def test_rounds_are_compared_one_by_one() -> None:
+    lines = [line("dstore", fetch_mb_per_s=rate) for rate in (200.0, 300.0)]
+    lines += [line("iroh", fetch_mb_per_s=rate) for rate in (100.0, 100.0)]
+    found = next(one for one in report.targets(report.summarise(lines)) if one["beside"] == "iroh")
+    assert (found["ratio"], found["by_round"]) == (2.5, [2.0, 3.0])
 
 
 def test_less_is_better_for_delays() -> None:
@@ -85,7 +92,7 @@ def test_the_table_names_what_was_not_measured() -> None:
     assert "| first byte of the file, ms | 9.87 |" in table
     assert "- Not measured: kubo: there is no Go" in table
     assert "- Not measured: tahoe, large: status 500" in table
-    assert "| cold fetch, MB/s / helia | >= 2 | not measured |" in table
+    assert "| cold fetch, MB/s / helia | >= 2 | not measured |  |  |" in table
 
 
 def test_every_system_has_its_module_and_parts() -> None:
