@@ -19,3 +19,4 @@ python=.venv/bin/python
 for part in nodes files blocks roots; do
     "$python" -m benchmarks.growth "$part"
 done
+"$python" -m benchmarks.peers all --json

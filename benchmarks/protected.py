@@ -41,6 +41,7 @@ class Role:
     """A node process: its CPU seconds and memory."""
 
     def __init__(self, pid: int) -> None:
+        self.pid = pid
         self._proc = Path(f"/proc/{pid}")
 
     def cpu_seconds(self) -> float:
@@ -108,11 +109,16 @@ def fresh_gateway(home: Path, nodes: list[dict[str, Any]]) -> Iterator[tuple[Rol
 
 def get(gateway: str, cid: str, start: int, size: int, digest: str) -> tuple[float, float]:
     """Seconds to the first byte of a range and to its end; checks the bytes."""
+    return get_path(gateway, f"/ipfs/{cid}", start, size, digest)
+
+
+def get_path(url: str, path: str, start: int, size: int, digest: str) -> tuple[float, float]:
+    """`get` of any server's path."""
     found, buffer = hashlib.sha256(), bytearray(MIB)
-    connection = http.client.HTTPConnection(urlsplit(gateway).netloc, timeout=120)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
     begun = time.perf_counter()
     headers = {"Range": f"bytes={start}-{start + size - 1}"}
-    connection.request("GET", f"/ipfs/{cid}", headers=headers)
+    connection.request("GET", path, headers=headers)
     response = connection.getresponse()
     found.update(piece := response.read1(MIB))
     first, got = time.perf_counter() - begun, len(piece)
@@ -122,7 +128,7 @@ def get(gateway: str, cid: str, start: int, size: int, digest: str) -> tuple[flo
     seconds = time.perf_counter() - begun
     connection.close()
     if (response.status, got, found.hexdigest()) != (206, size, digest):
-        raise SystemExit(f"GET {cid}: status {response.status}, {got} bytes, not what was added")
+        raise SystemExit(f"GET {path}: status {response.status}, {got} bytes, not what was added")
     return first, seconds
 
 
