@@ -153,6 +153,13 @@ FRAGMENT_STREAMS_PER_PEER_MAX: Final = 16  # a client's own, below what a server
 # --- DHT -------------------------------------------------------------------------------
 KAD_BUCKET: Final = 20  # k of the libp2p specification
 KAD_CONCURRENCY: Final = 10  # its recommended alpha
+# Peers of one public subnet, wide (/16; IPv6 /32) and narrow (/24; IPv6 /48).
+KAD_BUCKET_WIDE_MAX: Final = 3
+KAD_BUCKET_NARROW_MAX: Final = 2
+KAD_TABLE_WIDE_MAX: Final = 12
+KAD_TABLE_NARROW_MAX: Final = 6
+KAD_LOOKUP_WIDE_MAX: Final = 3  # among those that count as closest, while there are others
+KAD_LOOKUP_NARROW_MAX: Final = 2
 KAD_MESSAGE_BYTES_MAX: Final = 64 * KIB
 KAD_KEY_BYTES_MAX: Final = 128
 KAD_PEERS_PER_REPLY_MAX: Final = 20

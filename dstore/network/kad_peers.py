@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 import trio
 
-from dstore.core.kademlia import RoutingTable, closest_of
+from dstore.core.diversity import Subnets, subnets_of
+from dstore.core.kad_table import RoutingTable
+from dstore.core.kademlia import closest_of
 from dstore.core.peerid import PeerId
 from dstore.limits import (
     KAD_ADDRESSES_PER_PEER_MAX,
@@ -38,6 +40,12 @@ class KnownPeers:
         known = (*self._network.known_addresses(peer), *self._extra.get(peer, ()), *hints)
         return PeerAddresses(peer, tuple(dict.fromkeys(known))[:KAD_ADDRESSES_PER_PEER_MAX])
 
+    def subnets(self, peer: PeerId, hints: Sequence[str] = ()) -> Subnets:
+        """Where `peer` is.  What others say (`hints`) counts only for a peer of which nothing
+        else is known: naming a peer in a crowded subnet does not put it there."""
+        known = self._network.known_addresses(peer) or self._extra.get(peer, ())
+        return subnets_of(known or hints)
+
     def add_extra(self, target: PeerAddresses) -> None:
         """A peer known from elsewhere, for lookups to start from."""
         if target.peer == self.own:
@@ -56,7 +64,7 @@ class KnownPeers:
     def heard(self, peer: PeerId) -> None:
         """`peer` speaks the protocol as a server."""
         self._suspects.pop(peer, None)
-        self.table.heard(peer, trio.current_time())
+        self.table.heard(peer, trio.current_time(), self.subnets(peer))
 
     def late(self, peer: PeerId) -> None:
         """`peer` has not answered yet, later than others do."""

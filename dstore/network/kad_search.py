@@ -40,7 +40,13 @@ class Search:
         self._hints: dict[PeerId, tuple[str, ...]] = {}
         self._ended = False
         self._changed = trio.Event()
-        self.lookup = Lookup(kad_id(request.key), peers.own, count=count, suspect=peers.is_suspect)
+        self.lookup = Lookup(
+            kad_id(request.key),
+            peers.own,
+            count=count,
+            suspect=peers.is_suspect,
+            subnets=lambda peer: peers.subnets(peer, self._hints.get(peer, ())),
+        )
 
     def hint(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """Somebody said that `peer` can be reached at `addresses`."""
