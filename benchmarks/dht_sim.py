@@ -101,7 +101,8 @@ def sybils(seeds: int, *, diverse: bool, subnets: int) -> Row:
         sim = Simulation(seed, diverse=diverse)
         nodes = sim.grow(200)
         key = fresh_key(sim)
-        add_sybils(sim, key, 20, [f"/ip4/{101 + i}.7.7.7/tcp/4001" for i in range(subnets)])
+        numbers = [(101 + i, 10 + j) for j in range(10) for i in range(subnets)]
+        add_sybils(sim, key, 20, [f"/ip4/{a}.7.{b}.7/tcp/4001" for a, b in numbers])
         sim.fill_tables(nodes)
         confirmed.append(sim.provide(sim.random.choice(nodes), key).confirmed)
         for node in sim.random.sample(nodes, 10):
@@ -195,7 +196,7 @@ def main() -> None:
     if options.part == "run":
         made = (measure(n, c, options.seed) for n in options.nodes for c in options.conditions)
     else:
-        cases = [(diverse, subnets) for subnets in (2, 4, 8, 20) for diverse in (True, False)]
+        cases = [(diverse, subnets) for subnets in (2, 4, 6, 8) for diverse in (True, False)]
         made = (sybils(20, diverse=d, subnets=n) for d, n in cases)
     with options.out.open("a", encoding="utf-8") as results:
         for row in made:

@@ -106,6 +106,7 @@ class Lookup:
         self._subnets: dict[PeerId, Subnets] = {}
         self._states: dict[PeerId, _State] = {}
         self._order: list[tuple[int, PeerId]] = []
+        self._first: list[PeerId] = []
         self._asked_at: dict[PeerId, float] = {}  # those in ASKED
         self._slowest_answer = 0.0
         self._queries = 0
@@ -118,9 +119,19 @@ class Lookup:
                 self._subnets[peer] = self._where(peer)
                 insort(self._order, (kad_id(peer.binary) ^ self.target, peer))
 
+    def start_from(self, peers: Iterable[PeerId]) -> None:
+        """Peers known for other reasons than being near: asked before all others, however far
+        they are, so that those who surround the target are not the only ones to name others."""
+        chosen = [peer for peer in peers if peer != self._own and peer not in self._states]
+        self.learn(chosen)
+        self._first += chosen
+
     def ask(self, now: float) -> list[PeerId]:
         """Peers to ask now; they count as asked from here on."""
         chosen: list[PeerId] = []
+        while self._first and len(self._asked_at) < self._concurrency:
+            self._note_asked(peer := self._first.pop(0), now)
+            chosen.append(peer)
         places = self._count
         for peer in self._ranked():
             if places <= 0 or self._queries >= KAD_QUERIES_MAX:
@@ -130,12 +141,15 @@ class Lookup:
                 if len(self._asked_at) >= self._concurrency:
                     break
                 chosen.append(peer)
-                self._queries += 1
-                self._states[peer] = _State.ASKED
-                self._asked_at[peer] = now
+                self._note_asked(peer, now)
             if self._states[peer] in (_State.ASKED, _State.ANSWERED):
                 places -= 1
         return chosen
+
+    def _note_asked(self, peer: PeerId, now: float) -> None:
+        self._queries += 1
+        self._states[peer] = _State.ASKED
+        self._asked_at[peer] = now
 
     def answered(self, peer: PeerId, closer: Iterable[PeerId], now: float) -> None:
         """`peer` answered, naming `closer` (at most as many as one message may hold)."""

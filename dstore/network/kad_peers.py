@@ -21,6 +21,7 @@ from dstore.limits import (
     KAD_EXTRA_PEERS_MAX,
     KAD_SUSPECT_SECONDS,
     KAD_SUSPECTS_MAX,
+    KAD_TRUSTED_STARTS,
 )
 from dstore.network.streams import Network, PeerAddresses
 
@@ -60,6 +61,11 @@ class KnownPeers:
         return self.table.closest(target, 3 * KAD_BUCKET) + closest_of(
             self._extra, target, KAD_BUCKET
         )
+
+    def trusted_starts(self, target: int) -> list[PeerId]:
+        """A few peers known from elsewhere, to ask first; none that was silent lately."""
+        able = (peer for peer in self._extra if not self.is_suspect(peer))
+        return closest_of(able, target, KAD_TRUSTED_STARTS)
 
     def heard(self, peer: PeerId) -> None:
         """`peer` speaks the protocol as a server."""

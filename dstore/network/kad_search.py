@@ -65,6 +65,7 @@ class Search:
         answer that comes late clears its peer of suspicion, and its stream can be re-used.
         """
         lookup = self.lookup
+        lookup.start_from(self._peers.trusted_starts(lookup.target))
         lookup.learn(self._peers.starts(lookup.target))
         with trio.move_on_at(deadline):
             while not (self._ended or lookup.finished):

@@ -122,3 +122,20 @@ def test_a_lookup_in_one_subnet_finds_everybody() -> None:
     lookup.learn(PEERS[:15])
     answer_all(lookup)
     assert lookup.closest() == closest_of(PEERS[:15], target, KAD_BUCKET)
+
+
+def test_peers_known_otherwise_are_asked_first_and_hold_up_nobody() -> None:
+    target = kad_id(b"target")
+    ordered = closest_of(PEERS, target, len(PEERS))
+    trusted = [OWN, *ordered[-3:]]
+    lookup = Lookup(target, OWN)
+    lookup.start_from(trusted)
+    lookup.learn(ordered[:30])
+    asked = lookup.ask(0.0)
+    assert asked[:3] == trusted[1:]
+    lookup.answered(asked[0], [ordered[40]], 0.0)
+    while not lookup.finished:
+        for each in asked[3:]:
+            lookup.answered(each, (), 0.0)
+        asked = [*asked[:3], *lookup.ask(0.0)]
+    assert lookup.closest() == ordered[:KAD_BUCKET]
