@@ -42,8 +42,10 @@ class KnownPeers:
         return PeerAddresses(peer, tuple(dict.fromkeys(known))[:KAD_ADDRESSES_PER_PEER_MAX])
 
     def subnets(self, peer: PeerId, hints: Sequence[str] = ()) -> Subnets:
-        """Where `peer` is.  What others say (`hints`) counts only for a peer of which nothing
-        else is known: naming a peer in a crowded subnet does not put it there."""
+        """Where `peer` is: where it is connected, whatever is said of it; for one that is not,
+        what is known, and only where nothing is, what others say (`hints`)."""
+        if (reached := self._network.reached_at(peer)) is not None:
+            return subnets_of([reached])
         known = self._network.known_addresses(peer) or self._extra.get(peer, ())
         return subnets_of(known or hints)
 
