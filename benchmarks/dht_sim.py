@@ -202,6 +202,7 @@ def main() -> None:
         for row in made:
             print(json.dumps(row), flush=True)
             results.write(json.dumps(row) + "\n")
+            results.flush()
 
 
 if __name__ == "__main__":
