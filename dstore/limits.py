@@ -155,6 +155,14 @@ FRAGMENT_STREAMS_PER_PEER_MAX: Final = 16  # a client's own, below what a server
 # --- DHT -------------------------------------------------------------------------------
 KAD_BUCKET: Final = 20  # k of the libp2p specification
 KAD_CONCURRENCY: Final = 10  # its recommended alpha
+# Peers of one public subnet, wide (/16; IPv6 /32) and narrow (/24; IPv6 /48).
+KAD_BUCKET_WIDE_MAX: Final = 3
+KAD_BUCKET_NARROW_MAX: Final = 2
+KAD_TABLE_WIDE_MAX: Final = 12
+KAD_TABLE_NARROW_MAX: Final = 6
+KAD_LOOKUP_WIDE_MAX: Final = 3  # among those that count as closest, while there are others
+KAD_LOOKUP_NARROW_MAX: Final = 2
+KAD_TRUSTED_STARTS: Final = 3  # peers of the catalog that a lookup asks first
 KAD_MESSAGE_BYTES_MAX: Final = 64 * KIB
 KAD_KEY_BYTES_MAX: Final = 128
 KAD_PEERS_PER_REPLY_MAX: Final = 20
@@ -338,6 +346,8 @@ assert KAD_SUSPECT_SLOW_SECONDS_MIN < KAD_SLOW_SECONDS_MIN < KAD_SLOW_SECONDS_MA
 assert KAD_SLOW_SECONDS_MAX < KAD_REQUEST_SECONDS < KAD_LOOKUP_SECONDS
 assert KAD_POOLED_IDLE_SECONDS < KAD_SERVED_IDLE_SECONDS
 assert KAD_PEERS_PER_REPLY_MAX <= KAD_BUCKET
+assert KAD_BUCKET_WIDE_MAX <= KAD_TABLE_WIDE_MAX
+assert KAD_TRUSTED_STARTS < KAD_CONCURRENCY
 assert KAD_REPLICAS_WANTED <= KAD_BUCKET <= KAD_PROVIDE_LOOKUP_PEERS < KAD_QUERIES_MAX
 assert PROVIDE_RETRY_SECONDS < PROVIDE_RETRY_SECONDS_MAX < REPROVIDE_SECONDS
 assert FIND_RECORDS_MAX * RECORD_BYTES_MAX < CONTROL_BYTES_MAX

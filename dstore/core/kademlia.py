@@ -1,4 +1,6 @@
-"""Kademlia without I/O: the metric, the routing table, the lookup, the provider store.
+"""Kademlia without I/O: the metric, the lookup, the provider store.
+
+The routing table is in `core/kad_table.py`.
 
 Peers are names here; where they can be reached and how they are asked is the driver's
 business (`network/routing.py`).  Time comes in as `now`, in seconds of a monotonic clock.
@@ -17,15 +19,17 @@ from enum import Enum, auto
 from functools import lru_cache
 from typing import Final
 
+from dstore.core.diversity import NOWHERE, Spread, Subnets
 from dstore.core.peerid import PeerId
 from dstore.limits import (
     KAD_ADDRESSES_PER_PEER_MAX,
     KAD_BUCKET,
     KAD_CONCURRENCY,
-    KAD_FAILURES_MAX,
     KAD_KEY_BYTES_MAX,
     KAD_KEYS_MAX,
     KAD_KEYS_PER_PEER_MAX,
+    KAD_LOOKUP_NARROW_MAX,
+    KAD_LOOKUP_WIDE_MAX,
     KAD_PROVIDERS_PER_KEY_MAX,
     KAD_QUERIES_MAX,
     KAD_SLOW_SECONDS_MAX,
@@ -58,136 +62,6 @@ def closest_of(peers: Iterable[PeerId], target: int, count: int) -> list[PeerId]
     return heapq.nsmallest(count, peers, key=lambda peer: kad_id(peer.binary) ^ target)
 
 
-# --- The routing table -----------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Entry:
-    peer: PeerId
-    seen: float
-    failures: int = 0
-
-
-class _Bucket:
-    __slots__ = ("entries", "waiting")
-
-    def __init__(self) -> None:
-        self.entries: dict[PeerId, _Entry] = {}
-        # Peers heard of while the bucket was full, the latest last.
-        self.waiting: OrderedDict[PeerId, float] = OrderedDict()
-
-
-class RoutingTable:
-    """The server peers this node knows: up to k for each length of common prefix.
-
-    A newcomer never displaces a peer that answers; it waits, in equally bounded number,
-    until one leaves or has failed `failures_max` times in a row.
-    """
-
-    def __init__(
-        self,
-        own: PeerId,
-        *,
-        bucket_size: int = KAD_BUCKET,
-        failures_max: int = KAD_FAILURES_MAX,
-    ) -> None:
-        self._own = own
-        self._own_id = kad_id(own.binary)
-        self._bucket_size = bucket_size
-        self._failures_max = failures_max
-        self._buckets: dict[int, _Bucket] = {}
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __contains__(self, peer: PeerId) -> bool:
-        bucket = self._buckets.get(self._index(peer))
-        return bucket is not None and peer in bucket.entries
-
-    def __iter__(self) -> Iterator[PeerId]:
-        for bucket in self._buckets.values():
-            yield from bucket.entries
-
-    def _index(self, peer: PeerId) -> int:
-        return common_prefix(self._own_id, kad_id(peer.binary))
-
-    def heard(self, peer: PeerId, now: float) -> bool:
-        """`peer`, a server, was heard from.  Returns whether it is in the table after."""
-        if peer == self._own:
-            return False
-        bucket = self._buckets.setdefault(self._index(peer), _Bucket())
-        entry = bucket.entries.get(peer)
-        if entry is not None:
-            entry.seen, entry.failures = now, 0
-            return True
-        if len(bucket.entries) < self._bucket_size:
-            bucket.waiting.pop(peer, None)
-            bucket.entries[peer] = _Entry(peer, now)
-            self._size += 1
-            return True
-        bucket.waiting[peer] = now
-        bucket.waiting.move_to_end(peer)
-        if len(bucket.waiting) > self._bucket_size:
-            bucket.waiting.popitem(last=False)
-        return False
-
-    def failed(self, peer: PeerId) -> None:
-        """A request to `peer` went unanswered."""
-        bucket = self._buckets.get(self._index(peer))
-        if bucket is None:
-            return
-        bucket.waiting.pop(peer, None)
-        entry = bucket.entries.get(peer)
-        if entry is not None:
-            entry.failures += 1
-            if entry.failures >= self._failures_max:
-                self.remove(peer)
-
-    def remove(self, peer: PeerId) -> None:
-        """`peer` left, or is no server any more; the latest that waits takes its place."""
-        bucket = self._buckets.get(self._index(peer))
-        if bucket is None:
-            return
-        bucket.waiting.pop(peer, None)
-        if bucket.entries.pop(peer, None) is None:
-            return
-        self._size -= 1
-        if bucket.waiting:
-            successor, seen = bucket.waiting.popitem()
-            bucket.entries[successor] = _Entry(successor, seen)
-            self._size += 1
-
-    def closest(self, target: int, count: int = KAD_BUCKET) -> list[PeerId]:
-        """The `count` peers closest to `target`, nearest first; peers whose last request
-        failed only where there are not enough others."""
-        entries = [e for bucket in self._buckets.values() for e in bucket.entries.values()]
-        chosen = closest_of((e.peer for e in entries if not e.failures), target, count)
-        if len(chosen) < count:
-            failing = (e.peer for e in entries if e.failures)
-            chosen += closest_of(failing, target, count - len(chosen))
-        return chosen
-
-    def unheard_since(self, instant: float, count: int) -> list[PeerId]:
-        """Up to `count` peers last heard from before `instant`, the longest silent first."""
-        entries = (
-            e
-            for bucket in self._buckets.values()
-            for e in bucket.entries.values()
-            if e.seen < instant
-        )
-        return [e.peer for e in heapq.nsmallest(count, entries, key=lambda e: e.seen)]
-
-    def sparse_prefixes(self) -> list[int]:
-        """Common prefix lengths, up to the longest in use, whose bucket is not full."""
-        longest = max((i for i, b in self._buckets.items() if b.entries), default=-1)
-        return [
-            index
-            for index in range(longest + 1)
-            if index not in self._buckets or len(self._buckets[index].entries) < self._bucket_size
-        ]
-
-
 # --- The lookup ------------------------------------------------------------------------
 
 
@@ -206,7 +80,9 @@ class Lookup:
     `next_tick` comes.  A peer later than the search's patience stops counting towards the
     concurrency and towards the end of the search, so that it holds up nobody; its answer is
     taken if it comes.  The search has ended when the `count` closest peers that are neither
-    failed nor slow have all answered.
+    failed nor slow have all answered.  Of one subnet only a few count as close, unless there
+    are no others: ids ground next to the target from few subnets do not keep the search from
+    the others near it.
     """
 
     def __init__(
@@ -217,15 +93,20 @@ class Lookup:
         count: int = KAD_BUCKET,
         concurrency: int = KAD_CONCURRENCY,
         suspect: Callable[[PeerId], bool] = lambda _: False,
+        subnets: Callable[[PeerId], Subnets] = lambda _: NOWHERE,
     ) -> None:
-        """`suspect` tells peers that were silent lately: they are waited for less."""
+        """`suspect` tells peers that were silent lately: they are waited for less.
+        `subnets` tells where a peer is, as far as is known when it is learnt of or answers."""
         self.target = target
         self._own = own
         self._count = count
         self._concurrency = concurrency
         self._suspect = suspect
+        self._where = subnets
+        self._subnets: dict[PeerId, Subnets] = {}
         self._states: dict[PeerId, _State] = {}
         self._order: list[tuple[int, PeerId]] = []
+        self._first: list[PeerId] = []
         self._asked_at: dict[PeerId, float] = {}  # those in ASKED
         self._slowest_answer = 0.0
         self._queries = 0
@@ -235,13 +116,24 @@ class Lookup:
         for peer in peers:
             if peer != self._own and peer not in self._states:
                 self._states[peer] = _State.KNOWN
+                self._subnets[peer] = self._where(peer)
                 insort(self._order, (kad_id(peer.binary) ^ self.target, peer))
+
+    def start_from(self, peers: Iterable[PeerId]) -> None:
+        """Peers known for other reasons than being near: asked before all others, however far
+        they are, so that those who surround the target are not the only ones to name others."""
+        chosen = [peer for peer in peers if peer != self._own and peer not in self._states]
+        self.learn(chosen)
+        self._first += chosen
 
     def ask(self, now: float) -> list[PeerId]:
         """Peers to ask now; they count as asked from here on."""
         chosen: list[PeerId] = []
+        while self._first and len(self._asked_at) < self._concurrency:
+            self._note_asked(peer := self._first.pop(0), now)
+            chosen.append(peer)
         places = self._count
-        for _, peer in self._order:
+        for peer in self._ranked():
             if places <= 0 or self._queries >= KAD_QUERIES_MAX:
                 break
             state = self._states[peer]
@@ -249,12 +141,15 @@ class Lookup:
                 if len(self._asked_at) >= self._concurrency:
                     break
                 chosen.append(peer)
-                self._queries += 1
-                self._states[peer] = _State.ASKED
-                self._asked_at[peer] = now
+                self._note_asked(peer, now)
             if self._states[peer] in (_State.ASKED, _State.ANSWERED):
                 places -= 1
         return chosen
+
+    def _note_asked(self, peer: PeerId, now: float) -> None:
+        self._queries += 1
+        self._states[peer] = _State.ASKED
+        self._asked_at[peer] = now
 
     def answered(self, peer: PeerId, closer: Iterable[PeerId], now: float) -> None:
         """`peer` answered, naming `closer` (at most as many as one message may hold)."""
@@ -262,6 +157,7 @@ class Lookup:
         if asked_at is not None:
             self._slowest_answer = max(self._slowest_answer, now - asked_at)
         self._states[peer] = _State.ANSWERED
+        self._subnets[peer] = self._where(peer)
         self.learn(closer)
 
     def failed(self, peer: PeerId) -> None:
@@ -300,22 +196,42 @@ class Lookup:
         states = self._states.values()
         return _State.ANSWERED in states or _State.SLOW not in states
 
+    def _ranked(self) -> Iterator[PeerId]:
+        """Those that are neither failed nor slow, nearest first; after all others those of
+        which the subnet has nearer peers enough already."""
+        spread = Spread(KAD_LOOKUP_WIDE_MAX, KAD_LOOKUP_NARROW_MAX)
+        crowded: list[PeerId] = []
+        for _, peer in self._order:
+            if self._states[peer] in (_State.FAILED, _State.SLOW):
+                continue
+            subnets = self._subnets[peer]
+            if not subnets:
+                yield peer
+            elif spread.fits(subnets):
+                spread.add(subnets)
+                yield peer
+            else:
+                crowded.append(peer)
+        yield from crowded
+
     def _window_answered(self) -> bool:
         places = self._count
-        for _, peer in self._order:
+        for peer in self._ranked():
             state = self._states[peer]
             if state is _State.ANSWERED:
                 places -= 1
                 if not places:
                     return True
-            elif state in (_State.KNOWN, _State.ASKED):
+            else:
                 return False
         return True
 
     def closest(self) -> list[PeerId]:
-        """Up to `count` peers that answered, nearest first."""
-        answered = (p for _, p in self._order if self._states[p] is _State.ANSWERED)
-        return [peer for peer, _ in zip(answered, range(self._count), strict=False)]
+        """Up to `count` peers that answered, nearest first; few of one subnet while there are
+        others."""
+        answered = (p for p in self._ranked() if self._states[p] is _State.ANSWERED)
+        chosen = [peer for peer, _ in zip(answered, range(self._count), strict=False)]
+        return closest_of(chosen, self.target, self._count)
 
     def late(self) -> list[PeerId]:
         """Peers that are no longer waited for, and have not answered since."""

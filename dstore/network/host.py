@@ -177,6 +177,10 @@ class Libp2pHost:
         """Addresses by which the peer was reached or announced, best first."""
         return self._swarm.book.known(peer)
 
+    def reached_at(self, peer: PeerId) -> str | None:
+        connection = self._swarm.connection(peer)
+        return None if connection is None else str(connection.remote)
+
     def remember(self, target: PeerAddresses) -> None:
         """Note addresses for later dialling; those that dstore cannot dial are dropped."""
         if target.peer != self._peer_id:

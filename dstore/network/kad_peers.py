@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 import trio
 
-from dstore.core.kademlia import RoutingTable, closest_of
+from dstore.core.diversity import Subnets, subnets_of
+from dstore.core.kad_table import RoutingTable
+from dstore.core.kademlia import closest_of
 from dstore.core.peerid import PeerId
 from dstore.limits import (
     KAD_ADDRESSES_PER_PEER_MAX,
@@ -19,6 +21,7 @@ from dstore.limits import (
     KAD_EXTRA_PEERS_MAX,
     KAD_SUSPECT_SECONDS,
     KAD_SUSPECTS_MAX,
+    KAD_TRUSTED_STARTS,
 )
 from dstore.network.streams import Network, PeerAddresses
 
@@ -38,6 +41,14 @@ class KnownPeers:
         known = (*self._network.known_addresses(peer), *self._extra.get(peer, ()), *hints)
         return PeerAddresses(peer, tuple(dict.fromkeys(known))[:KAD_ADDRESSES_PER_PEER_MAX])
 
+    def subnets(self, peer: PeerId, hints: Sequence[str] = ()) -> Subnets:
+        """Where `peer` is: where it is connected, whatever is said of it; for one that is not,
+        what is known, and only where nothing is, what others say (`hints`)."""
+        if (reached := self._network.reached_at(peer)) is not None:
+            return subnets_of([reached])
+        known = self._network.known_addresses(peer) or self._extra.get(peer, ())
+        return subnets_of(known or hints)
+
     def add_extra(self, target: PeerAddresses) -> None:
         """A peer known from elsewhere, for lookups to start from."""
         if target.peer == self.own:
@@ -53,10 +64,15 @@ class KnownPeers:
             self._extra, target, KAD_BUCKET
         )
 
+    def trusted_starts(self, target: int) -> list[PeerId]:
+        """A few peers known from elsewhere, to ask first; none that was silent lately."""
+        able = (peer for peer in self._extra if not self.is_suspect(peer))
+        return closest_of(able, target, KAD_TRUSTED_STARTS)
+
     def heard(self, peer: PeerId) -> None:
         """`peer` speaks the protocol as a server."""
         self._suspects.pop(peer, None)
-        self.table.heard(peer, trio.current_time())
+        self.table.heard(peer, trio.current_time(), self.subnets(peer))
 
     def late(self, peer: PeerId) -> None:
         """`peer` has not answered yet, later than others do."""

@@ -40,7 +40,13 @@ class Search:
         self._hints: dict[PeerId, tuple[str, ...]] = {}
         self._ended = False
         self._changed = trio.Event()
-        self.lookup = Lookup(kad_id(request.key), peers.own, count=count, suspect=peers.is_suspect)
+        self.lookup = Lookup(
+            kad_id(request.key),
+            peers.own,
+            count=count,
+            suspect=peers.is_suspect,
+            subnets=lambda peer: peers.subnets(peer, self._hints.get(peer, ())),
+        )
 
     def hint(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """Somebody said that `peer` can be reached at `addresses`."""
@@ -59,6 +65,7 @@ class Search:
         answer that comes late clears its peer of suspicion, and its stream can be re-used.
         """
         lookup = self.lookup
+        lookup.start_from(self._peers.trusted_starts(lookup.target))
         lookup.learn(self._peers.starts(lookup.target))
         with trio.move_on_at(deadline):
             while not (self._ended or lookup.finished):

@@ -19,7 +19,8 @@ from dstore.core.kad_messages import (
     decode_message,
     encode_message,
 )
-from dstore.core.kademlia import ProviderStore, RoutingTable, kad_id
+from dstore.core.kad_table import RoutingTable
+from dstore.core.kademlia import ProviderStore, kad_id
 from dstore.core.peerid import PeerId
 from dstore.errors import ConnectionLost, InvalidCid, ProtocolViolation
 from dstore.limits import (

@@ -102,6 +102,11 @@ class Network(Protocol):
         """Addresses by which the peer was reached or announced."""
         ...
 
+    def reached_at(self, peer: PeerId) -> str | None:
+        """The address at the other end of the connection in use, whatever the peer says of
+        itself; its port may be one that only the peer dials from.  None without connection."""
+        ...
+
     def remember(self, target: PeerAddresses) -> None:
         """Note addresses for later dialling."""
         ...

@@ -199,6 +199,10 @@ class MemoryHost:
     def known_addresses(self, peer: PeerId) -> Sequence[str]:
         return tuple(self._known.get(peer, ()))
 
+    def reached_at(self, peer: PeerId) -> str | None:
+        connection = self._connections.get(peer)
+        return None if connection is None else connection.other(self).addresses()[0]
+
     def remember(self, target: PeerAddresses) -> None:
         self._known.setdefault(target.peer, {}).update(dict.fromkeys(target.addresses))
 

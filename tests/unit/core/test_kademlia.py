@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dstore.core.cid import CID
+from dstore.core.kad_table import RoutingTable
 from dstore.core.kademlia import (
     Lookup,
     ProviderStore,
-    RoutingTable,
     closest_of,
     common_prefix,
     distance,

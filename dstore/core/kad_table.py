@@ -1,0 +1,173 @@
+"""The routing table of a Kademlia node, without I/O.
+
+Specification: libp2p kad-dht; the limits for each subnet are dstore's own.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dstore.core.diversity import NOWHERE, Spread, Subnets
+from dstore.core.kademlia import closest_of, common_prefix, kad_id
+from dstore.core.peerid import PeerId
+from dstore.limits import (
+    KAD_BUCKET,
+    KAD_BUCKET_NARROW_MAX,
+    KAD_BUCKET_WIDE_MAX,
+    KAD_FAILURES_MAX,
+    KAD_TABLE_NARROW_MAX,
+    KAD_TABLE_WIDE_MAX,
+)
+
+
+@dataclass(slots=True)
+class _Entry:
+    peer: PeerId
+    seen: float
+    subnets: Subnets
+    failures: int = 0
+
+
+class _Bucket:
+    __slots__ = ("entries", "spread", "waiting")
+
+    def __init__(self) -> None:
+        self.entries: dict[PeerId, _Entry] = {}
+        self.spread = Spread(KAD_BUCKET_WIDE_MAX, KAD_BUCKET_NARROW_MAX)
+        # Peers heard of while there was no place for them, the latest last.
+        self.waiting: OrderedDict[PeerId, _Entry] = OrderedDict()
+
+
+class RoutingTable:
+    """The server peers this node knows: up to k for each length of common prefix.
+
+    A newcomer never displaces a peer that answers; it waits, in equally bounded number,
+    until one leaves or has failed `failures_max` times in a row.  Of one subnet only a few are
+    taken, in each bucket and in all; peers without a public address are not limited so.
+    """
+
+    def __init__(
+        self,
+        own: PeerId,
+        *,
+        bucket_size: int = KAD_BUCKET,
+        failures_max: int = KAD_FAILURES_MAX,
+    ) -> None:
+        self._own = own
+        self._own_id = kad_id(own.binary)
+        self._bucket_size = bucket_size
+        self._failures_max = failures_max
+        self._buckets: dict[int, _Bucket] = {}
+        self._size = 0
+        self._spread = Spread(KAD_TABLE_WIDE_MAX, KAD_TABLE_NARROW_MAX)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __contains__(self, peer: PeerId) -> bool:
+        bucket = self._buckets.get(self._index(peer))
+        return bucket is not None and peer in bucket.entries
+
+    def __iter__(self) -> Iterator[PeerId]:
+        for bucket in self._buckets.values():
+            yield from bucket.entries
+
+    def _index(self, peer: PeerId) -> int:
+        return common_prefix(self._own_id, kad_id(peer.binary))
+
+    def heard(self, peer: PeerId, now: float, subnets: Subnets = NOWHERE) -> bool:
+        """`peer`, a server in `subnets`, was heard from.  Returns whether it is in the table
+        after; where it was already, it stays whatever its subnets are now."""
+        if peer == self._own:
+            return False
+        bucket = self._buckets.setdefault(self._index(peer), _Bucket())
+        entry = bucket.entries.get(peer)
+        if entry is not None:
+            entry.seen, entry.failures = now, 0
+            return True
+        entry = _Entry(peer, now, subnets)
+        if self._has_place(bucket, entry):
+            bucket.waiting.pop(peer, None)
+            self._admit(bucket, entry)
+            return True
+        bucket.waiting[peer] = entry
+        bucket.waiting.move_to_end(peer)
+        if len(bucket.waiting) > self._bucket_size:
+            bucket.waiting.popitem(last=False)
+        return False
+
+    def _has_place(self, bucket: _Bucket, entry: _Entry) -> bool:
+        return (
+            len(bucket.entries) < self._bucket_size
+            and bucket.spread.fits(entry.subnets)
+            and self._spread.fits(entry.subnets)
+        )
+
+    def _admit(self, bucket: _Bucket, entry: _Entry) -> None:
+        bucket.entries[entry.peer] = entry
+        bucket.spread.add(entry.subnets)
+        self._spread.add(entry.subnets)
+        self._size += 1
+
+    def failed(self, peer: PeerId) -> None:
+        """A request to `peer` went unanswered."""
+        bucket = self._buckets.get(self._index(peer))
+        if bucket is None:
+            return
+        bucket.waiting.pop(peer, None)
+        entry = bucket.entries.get(peer)
+        if entry is not None:
+            entry.failures += 1
+            if entry.failures >= self._failures_max:
+                self.remove(peer)
+
+    def remove(self, peer: PeerId) -> None:
+        """`peer` left, or is no server any more; the latest that waits in its bucket and fits
+        takes its place."""
+        bucket = self._buckets.get(self._index(peer))
+        if bucket is None:
+            return
+        bucket.waiting.pop(peer, None)
+        left = bucket.entries.pop(peer, None)
+        if left is None:
+            return
+        bucket.spread.remove(left.subnets)
+        self._spread.remove(left.subnets)
+        self._size -= 1
+        for successor in reversed(bucket.waiting.values()):
+            if self._has_place(bucket, successor):
+                del bucket.waiting[successor.peer]
+                self._admit(bucket, successor)
+                break
+
+    def closest(self, target: int, count: int = KAD_BUCKET) -> list[PeerId]:
+        """The `count` peers closest to `target`, nearest first; peers whose last request
+        failed only where there are not enough others."""
+        entries = [e for bucket in self._buckets.values() for e in bucket.entries.values()]
+        chosen = closest_of((e.peer for e in entries if not e.failures), target, count)
+        if len(chosen) < count:
+            failing = (e.peer for e in entries if e.failures)
+            chosen += closest_of(failing, target, count - len(chosen))
+        return chosen
+
+    def unheard_since(self, instant: float, count: int) -> list[PeerId]:
+        """Up to `count` peers last heard from before `instant`, the longest silent first."""
+        entries = (
+            e
+            for bucket in self._buckets.values()
+            for e in bucket.entries.values()
+            if e.seen < instant
+        )
+        return [e.peer for e in heapq.nsmallest(count, entries, key=lambda e: e.seen)]
+
+    def sparse_prefixes(self) -> list[int]:
+        """Common prefix lengths, up to the longest in use, whose bucket is not full."""
+        longest = max((i for i, b in self._buckets.items() if b.entries), default=-1)
+        return [
+            index
+            for index in range(longest + 1)
+            if index not in self._buckets or len(self._buckets[index].entries) < self._bucket_size
+        ]
