@@ -193,6 +193,10 @@ KAD_RECONSIDER_SECONDS: Final = 30  # until a connected client is asked again wh
 KAD_EXTRA_PEERS_MAX: Final = 1024  # known from elsewhere, not yet heard
 KAD_ADDRESS_BYTES_MAX: Final = 256
 KAD_STREAMS_PER_PEER_MAX: Final = 8  # served at once; the ninth is reset
+# A peer's answers come no faster; a thousand keys stored and read back at once are a burst.
+KAD_REQUESTS_PER_SECOND: Final = 200
+KAD_REQUESTS_BURST: Final = 2500
+KAD_PACED_PEERS_MAX: Final = 4096
 KAD_STREAMS_MAX: Final = 1024  # above, the one idle longest makes room
 KAD_SERVED_IDLE_SECONDS: Final = 30  # without a whole request, a served stream is reset
 KAD_POOLED_IDLE_SECONDS: Final = 20  # an outbound stream is re-used within this

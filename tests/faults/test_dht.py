@@ -25,6 +25,8 @@ from dstore.limits import (
     KAD_MESSAGE_BYTES_MAX,
     KAD_PEERS_PER_REPLY_MAX,
     KAD_REQUEST_SECONDS,
+    KAD_REQUESTS_BURST,
+    KAD_REQUESTS_PER_SECOND,
     KAD_SERVED_IDLE_SECONDS,
     KAD_STREAMS_PER_PEER_MAX,
 )
@@ -193,6 +195,33 @@ async def test_idle_streams_block_nobody(autojump_clock: MockClock) -> None:
                 await stream.read_some()
         async with attacker.talk() as talk:
             await talk.ask(KadMessage(MessageType.PING))
+
+
+async def test_a_greedy_peer_waits_alone(autojump_clock: MockClock) -> None:
+    """Eight streams ask as fast as they can, one after the other, for a minute, and open new
+    ones; an honest node goes on at once."""
+    async with routing_cluster(3) as cluster:
+        attacker = Attacker(cluster)
+        answered = 0
+
+        async def ask() -> None:
+            nonlocal answered
+            while True:
+                async with attacker.talk() as talk:
+                    for _ in range(1000):
+                        await talk.ask(KadMessage(MessageType.PING))
+                        answered += 1
+
+        with trio.move_on_after(60):
+            async with trio.open_nursery() as nursery:
+                for _ in range(KAD_STREAMS_PER_PEER_MAX):
+                    nursery.start_soon(ask)
+                await trio.sleep(30)
+                before = trio.current_time()
+                assert await cluster.routings[1].provide(KEY) == 2
+                assert trio.current_time() - before < 0.1
+        assert answered >= 60 * KAD_REQUESTS_PER_SECOND
+        assert answered <= KAD_REQUESTS_BURST + 61 * KAD_REQUESTS_PER_SECOND
 
 
 async def test_a_peer_that_never_reads_is_given_up(autojump_clock: MockClock) -> None:

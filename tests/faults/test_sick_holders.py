@@ -62,6 +62,20 @@ def only(cluster: Cluster, number: int, holder: LocalHolder) -> bool:
     return holder._network.peer_id == cluster.peer(number)
 
 
+async def garbage(link: Stream) -> None:
+    while await link.read_some():
+        await link.write(b"\x05nonsense" * 100)
+
+
+async def deaf(link: Stream) -> None:
+    await trio.sleep_forever()
+
+
+async def closing(link: Stream) -> None:
+    await link.read_some()
+    await link.close()
+
+
 @pytest.fixture
 def sick(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sicken]:
     """Ways in which one node of the cluster may be sick."""
@@ -113,17 +127,6 @@ def sick(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sicken]:
     async def never(_: bytes) -> bytes:
         await trio.sleep_forever()
         raise AssertionError
-
-    async def garbage(link: Stream) -> None:
-        while await link.read_some():
-            await link.write(b"\x05nonsense" * 100)
-
-    async def deaf(link: Stream) -> None:
-        await trio.sleep_forever()
-
-    async def closing(link: Stream) -> None:
-        await link.read_some()
-        await link.close()
 
     return {
         "paused": lambda cluster, number: cluster.hub.pause(cluster.peer(number)),
