@@ -61,13 +61,19 @@ YAMUX_STREAMS_MAX: Final = 1024  # per connection and direction
 YAMUX_ACCEPT_BACKLOG: Final = 256  # as the specification's reference implementation
 YAMUX_OUT_BYTES_HIGH: Final = MIB  # writers wait above this
 YAMUX_CONTROL_FRAMES_MAX: Final = 4096  # queued answers to a peer that never reads
-KEEPALIVE_SECONDS: Final = 15
-KEEPALIVE_TIMEOUT_SECONDS: Final = 10  # a stopped peer is noticed within 25 s
+# Each side pings steadily, so that the other hears of it however slowly data goes; where
+# nothing at all was heard for so long, the peer is taken for dead.
+KEEPALIVE_SECONDS: Final = 10
+KEEPALIVE_TIMEOUT_SECONDS: Final = 25
 RAW_READ_BYTES: Final = 256 * KIB
 HANDSHAKE_SECONDS: Final = 10
 # What a limited node may send or receive at once after a pause: a tenth of a second's worth,
 # and at least one frame.  A limit below the least would make live peers look dead.
 BANDWIDTH_BURST_SECONDS: Final = 0.1
+# What goes at once under a limit, of the bytes of a second: many connections have their turns
+# before their peers take them for dead.
+BANDWIDTH_TURN: Final = 1 / 64
+BANDWIDTH_TURN_BYTES_MIN: Final = 8 * KIB
 BANDWIDTH_BURST_BYTES: Final = 64 * KIB
 BANDWIDTH_BYTES_PER_SECOND_MIN: Final = 128 * 1000
 BANDWIDTH_SCHEDULE_SECONDS: Final = 15  # between looks at the clock
@@ -342,7 +348,7 @@ assert FETCH_BATCH_BYTES_MAX * FETCH_STREAMS_PER_PEER <= PEER_MEMORY_BYTES_MAX
 assert FETCH_BATCH_BLOCKS_MAX <= GET_BLOCKS_MAX
 assert REPROVIDE_SECONDS * 2 < PROVIDER_SECONDS
 assert REPROVIDE_SECONDS + PROVIDER_DOWNTIME_SECONDS_MAX < PROVIDER_SECONDS
-assert KEEPALIVE_SECONDS + KEEPALIVE_TIMEOUT_SECONDS < 30
+assert 2 * KEEPALIVE_SECONDS < KEEPALIVE_TIMEOUT_SECONDS < 30
 assert HELLO_QUIET_SECONDS < HELLO_SECONDS
 assert HEDGE_SECONDS_MIN < HEDGE_SECONDS_UNKNOWN < HEDGE_SECONDS_MAX
 assert REQUEST_SECONDS < PROGRESS_SECONDS < IDLE_STREAM_SECONDS

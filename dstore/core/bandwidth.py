@@ -45,6 +45,10 @@ class Bucket:
         self._taken += size
         return self._taken
 
+    def give_back(self, size: int) -> None:
+        """Of a ticket that will not be used: those that wait may go the sooner."""
+        self._allowed += size
+
     def seconds_until(self, ticket: int, now: float) -> float:
         """How long the ticket still waits, 0 for one that is due."""
         if self.rate == math.inf:

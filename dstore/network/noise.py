@@ -31,6 +31,7 @@ from noise.exceptions import NoiseHandshakeError, NoiseInvalidMessage, NoiseValu
 
 from dstore.errors import ConnectionLost, ProtocolViolation
 from dstore.limits import HANDSHAKE_SECONDS, NOISE_PLAINTEXT_BYTES_MAX, RAW_READ_BYTES
+from dstore.network.tcp import TcpConnection
 
 NOISE_PROTOCOL: Final = "/noise"
 
@@ -103,6 +104,13 @@ class NoiseSession(BaseSession):  # type: ignore[misc] # libp2p is untyped
         self._received = b""  # from the connection, not yet decrypted from `_position` on
         self._position = 0
         self._plain = b""  # decrypted, not yet read by `read`
+        self._heard_at = trio.current_time()
+
+    @property
+    def heard_at(self) -> float:
+        """The instant at which bytes last came, be they part of a message only."""
+        raw = self._connection
+        return raw.heard_at if isinstance(raw, TcpConnection) else self._heard_at
 
     # --- As libp2p wants it, for the negotiation of the muxer ---------------------------
 
@@ -168,6 +176,7 @@ class NoiseSession(BaseSession):  # type: ignore[misc] # libp2p is untyped
                 raise SessionLost(f"the connection broke: {error}") from error
             if not data:
                 raise SessionLost("the peer closed the connection")
+            self._heard_at = trio.current_time()
             rest = self._received[self._position :]
             self._received = rest + data if rest else data
             self._position = 0

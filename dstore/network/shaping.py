@@ -12,6 +12,7 @@ import math
 import trio
 
 from dstore.core.bandwidth import Bucket, Limits
+from dstore.limits import BANDWIDTH_TURN, BANDWIDTH_TURN_BYTES_MIN, RAW_READ_BYTES
 
 
 class Shaper:
@@ -39,6 +40,20 @@ class Shaper:
         self._changed.set()
         self._changed = trio.Event()
 
+    def turn_up(self, *, near: bool) -> int:
+        """How many bytes a connection should send in one turn."""
+        return self._turn(self._up, near)
+
+    def turn_down(self, *, near: bool) -> int:
+        """How many bytes a connection should read in one turn."""
+        return self._turn(self._down, near)
+
+    def _turn(self, bucket: Bucket, near: bool) -> int:
+        if bucket.rate == math.inf or (near and not self.lan):
+            return RAW_READ_BYTES
+        least = max(BANDWIDTH_TURN_BYTES_MIN, int(bucket.rate * BANDWIDTH_TURN))
+        return min(RAW_READ_BYTES, least)
+
     async def before_sending(self, size: int, *, near: bool) -> None:
         """Wait until `size` bytes may be sent; `near` is a peer on the local network."""
         self.sent_bytes += size
@@ -53,6 +68,12 @@ class Shaper:
 
     async def _pass(self, bucket: Bucket, size: int) -> None:
         ticket = bucket.take(size, trio.current_time())
-        while seconds := bucket.seconds_until(ticket, trio.current_time()):
-            with trio.move_on_after(seconds):
-                await self._changed.wait()
+        passed = False
+        try:
+            while seconds := bucket.seconds_until(ticket, trio.current_time()):
+                with trio.move_on_after(seconds):
+                    await self._changed.wait()
+            passed = True
+        finally:
+            if not passed:
+                bucket.give_back(size)

@@ -38,6 +38,7 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
         self._near = not self.remote.is_public
         self._stream = stream
         self._ahead = b""
+        self.heard_at = trio.current_time()  # when bytes last came
         self._allowed: int | None = HANDSHAKE_BYTES_MAX
 
     def trust(self) -> None:
@@ -59,7 +60,9 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
     async def _read(self, max_bytes: int) -> bytes:
         if not self._ahead:
             try:
-                data = await self._stream.receive_some(RAW_READ_BYTES)
+                turn = self._shaper.turn_down(near=self._near)
+                data = await self._stream.receive_some(turn)
+                self.heard_at = trio.current_time()
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise TcpLost(f"connection to {self.remote}: {error}") from error
             await self._shaper.after_receiving(len(data), near=self._near)
@@ -75,11 +78,15 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
 
     async def write(self, data: bytes) -> None:
         """All of `data`.  Raises ConnectionLost."""
-        await self._shaper.before_sending(len(data), near=self._near)
-        try:
-            await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise TcpLost(f"connection to {self.remote}: {error}") from error
+        view = memoryview(data)
+        while view:
+            piece = view[: self._shaper.turn_up(near=self._near)]
+            await self._shaper.before_sending(len(piece), near=self._near)
+            try:
+                await self._stream.send_all(piece)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise TcpLost(f"connection to {self.remote}: {error}") from error
+            view = view[len(piece) :]
 
     async def close(self) -> None:
         await trio.aclose_forcefully(self._stream)

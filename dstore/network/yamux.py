@@ -6,6 +6,7 @@ stand between them.  The rules of the protocol are in the state machine, not her
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -87,9 +88,8 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
         self._out = trio.Event()  # there is something to write
         self._room = trio.Event()  # there is less than YAMUX_OUT_BYTES_HIGH to write
         self._slots = trio.Event()  # another stream may be opened
-        self._pong = trio.Event()
         self._drained = trio.Event()  # all is written that will be
-        self._heard = 0  # reads that brought something
+        self._heard_at = trio.current_time()  # when messages last came
         self._scope: trio.CancelScope | None = None
         self._finishing = False
 
@@ -224,8 +224,9 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
     async def _read_loop(self) -> None:
         core = self.core
         while True:
-            for message in await self._receive():
-                self._heard += 1
+            messages = await self._receive()
+            self._heard_at = trio.current_time()
+            for message in messages:
                 for event in core.receive_data(message):
                     self._on_event(event)
             if core.is_over:
@@ -263,22 +264,27 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
                 await self._out.wait()
 
     async def _keep_alive(self) -> None:
-        value = 0
+        value, ping_at = 0, trio.current_time() + KEEPALIVE_SECONDS
+        wake_at, resumed_at = ping_at, -math.inf
         while True:
-            await trio.sleep(KEEPALIVE_SECONDS)
-            self.core.expire_lingering()
-            if self.core.is_over:
-                raise ConnectionLost("the peer closed the connection")
-            value = (value + 1) % 2**32
-            self._pong = trio.Event()
-            heard = self._heard
-            self.core.ping(value)
-            self.operated()
-            with trio.move_on_after(KEEPALIVE_TIMEOUT_SECONDS):
-                await self._pong.wait()
-            # On a slow line the answer queues behind data, which shows life as well.
-            if not self._pong.is_set() and self._heard == heard:
+            # Bytes of any kind show life: on a slow line the answer queues behind them.
+            conn = self.secured_conn
+            heard_at = conn.heard_at if isinstance(conn, NoiseSession) else self._heard_at
+            now = trio.current_time()
+            if now > wake_at + KEEPALIVE_SECONDS:
+                resumed_at = now  # this process was stopped: what came meanwhile is not read yet
+            lost_at = max(heard_at, resumed_at) + KEEPALIVE_TIMEOUT_SECONDS
+            if now >= lost_at:
                 raise ConnectionLost(f"no sign of life in {KEEPALIVE_TIMEOUT_SECONDS} s")
+            if now >= ping_at:
+                self.core.expire_lingering()
+                if self.core.is_over:
+                    raise ConnectionLost("the peer closed the connection")
+                value, ping_at = (value + 1) % 2**32, now + KEEPALIVE_SECONDS
+                self.core.ping(value)
+                self.operated()
+            wake_at = min(ping_at, lost_at)
+            await trio.sleep_until(wake_at)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, StreamOpened):
@@ -286,9 +292,7 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
             self._streams[event.stream_id] = opened
             self._arrived[event.stream_id] = opened
             self._arrival.set()
-        elif isinstance(event, PingAnswered):
-            self._pong.set()
-        elif not isinstance(event, GoAwayReceived):
+        elif not isinstance(event, GoAwayReceived | PingAnswered):
             stream = self._streams.get(event.stream_id)
             if stream is None:
                 return

@@ -27,7 +27,6 @@ from dstore.errors import (
 )
 from dstore.limits import (
     DIAL_SECONDS,
-    KEEPALIVE_SECONDS,
     KEEPALIVE_TIMEOUT_SECONDS,
     NEGOTIATE_SECONDS,
     YAMUX_WINDOW_BYTES_INITIAL,
@@ -58,7 +57,7 @@ class NetworkOptions:
     latency: Latency = Latency()
     window_bytes: int = YAMUX_WINDOW_BYTES_INITIAL
     ragged: bool = False
-    silence_seconds: float = KEEPALIVE_SECONDS + KEEPALIVE_TIMEOUT_SECONDS
+    silence_seconds: float = KEEPALIVE_TIMEOUT_SECONDS
 
 
 class _Connection:
