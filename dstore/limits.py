@@ -217,7 +217,7 @@ PROVIDER_SAVE_RECORDS: Final = 1000  # in one transaction, or taken back without
 # A restart counts as at most so long an absence, whatever the clock says: what was provided
 # since is still alive after it, also where the clock has jumped by days.
 PROVIDER_DOWNTIME_SECONDS_MAX: Final = 24 * 3600
-KAD_RECORDS_LOADED_MAX: Final = 500_000  # a few hundred megabytes of memory
+KAD_RECORDS_MAX: Final = 500_000  # of all keys and peers, some 600 bytes of memory each
 REPROVIDE_SECONDS: Final = 22 * 3600
 
 # --- Placement and health ---------------------------------------------------------------

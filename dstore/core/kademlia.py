@@ -32,6 +32,7 @@ from dstore.limits import (
     KAD_LOOKUP_WIDE_MAX,
     KAD_PROVIDERS_PER_KEY_MAX,
     KAD_QUERIES_MAX,
+    KAD_RECORDS_MAX,
     KAD_SLOW_SECONDS_MAX,
     KAD_SLOW_SECONDS_MIN,
     KAD_SUSPECT_SLOW_SECONDS_MIN,
@@ -262,15 +263,19 @@ class ProviderStore:
         *,
         keys_max: int = KAD_KEYS_MAX,
         keys_per_peer_max: int = KAD_KEYS_PER_PEER_MAX,
+        records_max: int = KAD_RECORDS_MAX,
         providers_per_key_max: int = KAD_PROVIDERS_PER_KEY_MAX,
         seconds: float = PROVIDER_SECONDS,
     ) -> None:
         self._keys_max = keys_max
         self._keys_per_peer_max = keys_per_peer_max
+        self._records_max = records_max
         self._providers_per_key_max = providers_per_key_max
         self._seconds = seconds
         self._keys: dict[bytes, dict[PeerId, ProviderRecord]] = {}
         self._keys_of: Counter[PeerId] = Counter()
+        # What each provider said last: its other records share the id and, mostly, addresses.
+        self._said: dict[PeerId, ProviderRecord] = {}
         # Every record lives equally long, so the order of saying is the order of expiry.
         self._order: OrderedDict[tuple[bytes, PeerId], None] = OrderedDict()
 
@@ -304,6 +309,7 @@ class ProviderStore:
             len(records) >= self._providers_per_key_max
             or self._keys_of[peer] >= self._keys_per_peer_max
             or (not records and len(self._keys) >= self._keys_max)
+            or len(self._order) >= self._records_max
         ):
             if not self._keys_of[peer]:
                 del self._keys_of[peer]
@@ -313,7 +319,12 @@ class ProviderStore:
             return False
         if peer not in records:
             self._keys_of[peer] += 1
-        record = ProviderRecord(peer, addresses[:KAD_ADDRESSES_PER_PEER_MAX], now + lives)
+        addresses = addresses[:KAD_ADDRESSES_PER_PEER_MAX]
+        said = self._said.get(peer)
+        if said is not None:
+            peer = said.peer
+            addresses = said.addresses if said.addresses == addresses else addresses
+        record = self._said[peer] = ProviderRecord(peer, addresses, now + lives)
         self._keys.setdefault(key, {})[peer] = record
         self._order[key, peer] = None
         self._order.move_to_end((key, peer), last=seconds is None)
@@ -347,7 +358,7 @@ class ProviderStore:
             del self._keys[key]
         self._keys_of[peer] -= 1
         if not self._keys_of[peer]:
-            del self._keys_of[peer]
+            del self._keys_of[peer], self._said[peer]
 
     def records(self, now: float) -> Iterator[tuple[bytes, ProviderRecord]]:
         """Every live record, the first to expire first."""

@@ -19,7 +19,7 @@ from typing import Final
 
 from dstore.core.peerid import PeerId
 from dstore.errors import CorruptStore, StoreTooNew
-from dstore.limits import KAD_RECORDS_LOADED_MAX, PROVIDER_DOWNTIME_SECONDS_MAX
+from dstore.limits import KAD_RECORDS_MAX, PROVIDER_DOWNTIME_SECONDS_MAX
 from dstore.storage.database import Database
 
 _V1: Final = (
@@ -72,13 +72,13 @@ class ProviderFile:
         return database
 
     def load(self, now: float) -> list[SavedProvider]:
-        """The live records, the last to expire first; at most KAD_RECORDS_LOADED_MAX."""
+        """The live records, the last to expire first; at most KAD_RECORDS_MAX."""
         instant = now + self._offset
         with self._db.reading() as connection:
             rows = connection.execute(
                 "SELECT key, peer, addresses, expires FROM records WHERE expires > ?"
                 " ORDER BY expires DESC LIMIT ?",
-                (instant, KAD_RECORDS_LOADED_MAX),
+                (instant, KAD_RECORDS_MAX),
             ).fetchall()
         return [
             SavedProvider(key, PeerId(peer), tuple(json.loads(addresses)), expires - instant)

@@ -26,6 +26,7 @@ from dstore.limits import (
     KAD_SLOW_SECONDS_MAX,
     KAD_SLOW_SECONDS_MIN,
     KAD_SUSPECT_SLOW_SECONDS_MIN,
+    PROVIDER_SECONDS,
 )
 
 ids = st.integers(min_value=0, max_value=2**256 - 1)
@@ -383,3 +384,22 @@ def test_store_agrees_with_a_plain_model(steps: list[tuple[int, int, int, bool]]
         assert {(k, r.peer): r.expires for k, r in store.records(now)} == model
         assert len(store) == len(model)
         assert store.keys == len({k for k, _ in model})
+
+
+def test_records_are_bounded_in_all_and_those_of_one_peer_share_what_is_the_same() -> None:
+    store = ProviderStore(records_max=3)
+    addresses = ("/ip4/192.0.2.1/tcp/4001",)
+    for number in range(3):
+        again = PeerId(bytes(bytearray(PEERS[1].binary)))  # as read from another message
+        assert store.add(b"key %d" % number, again, ("".join(list(addresses[0])),), 0.0)
+    assert not store.add(b"key 9", PEERS[2], addresses, 0.0)
+    assert store.add(b"key 0", PEERS[1], addresses, 1.0), "said again, it is no new one"
+    found = [record for _, record in store.records(1.0)]
+    assert len({id(record.peer) for record in found}) == 1
+    assert len({id(record.addresses) for record in found}) == 1
+    moved = ("/ip4/192.0.2.2/tcp/4001",)
+    assert store.add(b"key 1", PEERS[1], moved, 2.0)
+    assert store.providers(b"key 1", 2.0)[0].addresses == moved
+    assert store.providers(b"key 2", 2.0)[0].addresses == addresses
+    store.expire(float(PROVIDER_SECONDS) + 3)
+    assert not store._said
