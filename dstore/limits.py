@@ -265,6 +265,7 @@ READ_AHEAD_TOTAL_BYTES: Final = 128 * MIB
 # A root of which nothing is known is asked of so many connected peers, before any search.
 ROOT_GUESS_PEERS: Final = 8
 ROOT_GUESS_FIRST: Final = 2  # one after the other, then the rest at once
+ROOT_GUESS_FIRST_SECONDS: Final = 0.02
 ROOT_GUESS_SECONDS: Final = 0.05
 ROOT_GUESS_BYTES: Final = 64 * KIB  # about what a root has
 INNER_NODES_KEPT_BYTES: Final = MIB  # of blocks; parsed, an entry takes some 500 bytes

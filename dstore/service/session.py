@@ -42,6 +42,7 @@ from dstore.limits import (
     HOLDERS_PER_SLOT_MAX,
     ROOT_GUESS_BYTES,
     ROOT_GUESS_FIRST,
+    ROOT_GUESS_FIRST_SECONDS,
     ROOT_GUESS_PEERS,
     ROOT_GUESS_SECONDS,
     SEGMENTS_IN_MEMORY,
@@ -204,7 +205,7 @@ class RootSession:
             self.sources.root, (peer for peer in near if not self._fetcher.is_cooling(peer))
         )
         with self._fetcher.race(self.sources.root, ROOT_GUESS_BYTES) as race:
-            with trio.move_on_after(ROOT_GUESS_SECONDS):
+            with trio.move_on_after(ROOT_GUESS_FIRST_SECONDS):
                 data = await race.first(likely[:ROOT_GUESS_FIRST])
                 if data is not None:
                     return data
