@@ -152,6 +152,7 @@ SLOT_SILENCE_SECONDS: Final = 4.5  # a holder that says nothing while a slot com
 # One that gets nothing done for so long while the others do has its slot brought elsewhere,
 # within the five seconds that an add may stand still.
 SLOT_STALL_SECONDS: Final = 3
+SLOT_ACCEPT_SECONDS: Final = 1  # the same, until it accepts the slot at all
 SLOT_WATCH_SECONDS: Final = 0.25
 WORKING_TOTAL_SECONDS: Final = 60  # signs of life alone are believed this long
 FRAGMENT_STREAMS_IDLE_PER_PEER_MAX: Final = 4

@@ -27,6 +27,7 @@ from dstore.core.placement import (
 from dstore.errors import DeadlineExceeded, NetworkError, PeerError, ProtocolViolation
 from dstore.limits import (
     SERVE_BATCH_BYTES,
+    SLOT_ACCEPT_SECONDS,
     SLOT_STALL_SECONDS,
     SLOT_WATCH_SECONDS,
     UPLOAD_ATTEMPTS_MAX,
@@ -116,11 +117,14 @@ class _Way:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     news_at: float = math.inf  # until it has its turn
     longest_seconds: float = 0.0  # without news, so far
+    first_seconds: float | None = None  # until the first news, which comes with its acceptance
     ended: bool = False
 
     def news(self) -> None:
         """The peer has taken or stored something."""
         now = trio.current_time()
+        if self.first_seconds is None:
+            self.first_seconds = now - self.news_at
         self.longest_seconds = self.quiet_seconds(now)
         self.news_at = now
 
@@ -169,20 +173,29 @@ class _Bringing:
         return {slot: to for slot, to in new.items() if tried[slot] < UPLOAD_ATTEMPTS_MAX}
 
     def stalled(self) -> list[_Way]:
-        """Ways without news for longer than SLOT_STALL_SECONDS, and than the others' pace
-        explains, whose slot somebody else could take."""
+        """Ways without news for longer than the others' pace explains, whose slot somebody
+        else could take."""
         now = trio.current_time()
         found = []
         for way in self.under_way:
-            others = [other.quiet_seconds(now) for other in self.ways if other is not way]
-            usual = statistics.median_low(others) if others else SLOT_STALL_SECONDS
-            if now - way.news_at > max(SLOT_STALL_SECONDS, 2 * usual):
+            if now - way.news_at > self._patience_seconds(way, now):
                 planned = self.planned()
                 planned[way.slot].discard(way.peer)
                 avoid = {*self.avoid, *self.failures, way.peer}
                 if way.slot in self.offer.assign(planned, avoid).new:
                     found.append(way)
         return found
+
+    def _patience_seconds(self, way: _Way, now: float) -> float:
+        """How long this one may be without news."""
+        others = [other for other in self.ways if other is not way]
+        accepted = [other.first_seconds for other in others if other.first_seconds is not None]
+        if way.first_seconds is None and accepted:
+            # Not even accepted: dead, or stopped while it still looked alive.
+            return max(SLOT_ACCEPT_SECONDS, 4 * statistics.median_low(accepted))
+        quiet = [other.quiet_seconds(now) for other in others]
+        usual = statistics.median_low(quiet) if quiet else SLOT_STALL_SECONDS
+        return max(SLOT_STALL_SECONDS, 2 * usual)
 
 
 class Uploader:
@@ -273,7 +286,8 @@ class Uploader:
                     envelope = await self._put(bringing, way)
             if envelope is None:
                 bringing.slow.add(peer)
-                raise DeadlineExceeded(f"{peer} took nothing for {SLOT_STALL_SECONDS:g} s")
+                quiet = trio.current_time() - way.news_at
+                raise DeadlineExceeded(f"{peer} took nothing for {quiet:.1f} s")
             lease = self._check_lease(envelope, offer, slot, peer)
         except (NetworkError, PeerError) as error:
             bringing.failures[peer] = str(error)
