@@ -104,13 +104,13 @@ class NoiseSession(BaseSession):  # type: ignore[misc] # libp2p is untyped
         self._received = b""  # from the connection, not yet decrypted from `_position` on
         self._position = 0
         self._plain = b""  # decrypted, not yet read by `read`
-        self._heard_at = trio.current_time()
 
     @property
-    def heard_at(self) -> float:
-        """The instant at which bytes last came, be they part of a message only."""
+    def heard_at(self) -> float | None:
+        """The instant at which bytes last came, be they part of a message only; None where
+        the connection under the session does not tell."""
         raw = self._connection
-        return raw.heard_at if isinstance(raw, TcpConnection) else self._heard_at
+        return raw.heard_at if isinstance(raw, TcpConnection) else None
 
     # --- As libp2p wants it, for the negotiation of the muxer ---------------------------
 
@@ -176,7 +176,6 @@ class NoiseSession(BaseSession):  # type: ignore[misc] # libp2p is untyped
                 raise SessionLost(f"the connection broke: {error}") from error
             if not data:
                 raise SessionLost("the peer closed the connection")
-            self._heard_at = trio.current_time()
             rest = self._received[self._position :]
             self._received = rest + data if rest else data
             self._position = 0

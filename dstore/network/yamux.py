@@ -269,7 +269,8 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
         while True:
             # Bytes of any kind show life: on a slow line the answer queues behind them.
             conn = self.secured_conn
-            heard_at = conn.heard_at if isinstance(conn, NoiseSession) else self._heard_at
+            heard_at = conn.heard_at if isinstance(conn, NoiseSession) else None
+            heard_at = self._heard_at if heard_at is None else heard_at
             now = trio.current_time()
             if now > wake_at + KEEPALIVE_SECONDS:
                 resumed_at = now  # this process was stopped: what came meanwhile is not read yet
