@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
+from dstore.core.placement import ip_of
+
 
 class Subnet(NamedTuple):
     """A part of the Internet, by name; `narrow` is the smaller of the two widths."""
@@ -42,13 +44,8 @@ def _subnets_of_one(address: str) -> Subnets:
         domain = ".".join(labels[-2:])
         single = len(labels) < 2  # localhost, or a name of the local network
         return NOWHERE if single else frozenset((Subnet(domain, False), Subnet(domain, True)))
-    if kind not in ("ip4", "ip6"):
-        return NOWHERE
-    try:
-        ip = ipaddress.ip_address(host)
-    except ValueError:
-        return NOWHERE
-    if not ip.is_global:
+    ip = ip_of(kind, host)
+    if ip is None or not ip.is_global:
         return NOWHERE
     wide, narrow = (16, 24) if ip.version == 4 else (32, 48)
     return frozenset(

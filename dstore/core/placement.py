@@ -108,7 +108,7 @@ def domains_of(addresses: Iterable[str], label: str | None = None) -> frozenset[
         if parts[1] in ("dns", "dns4", "dns6", "dnsaddr"):
             private.add(f"addr:{parts[2].lower().rstrip('.')}")
             continue
-        ip = _ip(parts[1], parts[2])
+        ip = ip_of(parts[1], parts[2])
         if ip is None or ip.is_unspecified or ip.is_multicast:
             continue
         if ip.is_loopback:
@@ -126,7 +126,9 @@ def domains_of(addresses: Iterable[str], label: str | None = None) -> frozenset[
     return frozenset(found)
 
 
-def _ip(protocol: str, text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def ip_of(protocol: str, text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address in a part of a multiaddr; IPv4 mapped into IPv6 is IPv4.  None where the
+    part is something else."""
     if protocol not in ("ip4", "ip6"):
         return None
     try:

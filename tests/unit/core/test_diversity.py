@@ -40,6 +40,7 @@ def test_two_widths_of_public_addresses() -> None:
         Subnet("2a01:4f8:1::/48", True),
     }
     assert {each.name for each in subnets_of(["/dns4/n7.evil.example/tcp/1"])} == {"evil.example"}
+    assert subnets_of(["/ip6/::ffff:20.30.40.1/tcp/1"]) == at(20, 30, 40)
     assert len(subnets_of(["/ip4/20.30.40.1/tcp/1", "/ip4/20.31.40.1/tcp/1"])) == 4
 
 
