@@ -6,11 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 import trio
@@ -19,33 +17,18 @@ from dstore.core.peerid import PeerId
 from dstore.network.host import HostOptions, open_host
 from dstore.network.streams import PeerAddresses, Stream
 from dstore.runtime import Runtime
+from tests.interop.kad_node import js_command
 
 pytestmark = pytest.mark.slow
 
 ECHO = "/dstore/test/echo/1.0.0"
-JS = Path(__file__).parent / "js"
 SIZE = 700_001  # several windows' worth of frames, and no round number
 
 
 @pytest.fixture(scope="module")
 def node() -> list[str]:
     """The command that runs the js-libp2p node, its packages installed."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        pytest.skip("js-libp2p needs node and npm, and they are not installed")
-    lock = JS / "package-lock.json"
-    installed = JS / "node_modules" / ".package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-        done = subprocess.run(
-            [npm, "ci", "--no-audit", "--no-fund"],
-            cwd=JS,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-        assert done.returncode == 0, f"npm ci failed:\n{done.stdout}\n{done.stderr}"
-    return [node, str(JS / "node.mjs")]
+    return js_command("node.mjs")
 
 
 @asynccontextmanager
