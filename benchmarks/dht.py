@@ -1,6 +1,6 @@
 """The DHT on 50 node processes: healthy, and with a third of them killed or stopped.
 
-    python -m benchmarks.dht [--nodes 50] [--lookups 100] [--keys 1000] [--json]
+    python -m benchmarks.dht [--nodes 50] [--lookups 200] [--keys 1000] [--json]
 
 The processes are light: a libp2p host and the routing on it, in server mode, over TCP on the
 loopback address; no store and no gateway.  In each case another network is started, and 30 %
@@ -246,7 +246,7 @@ def one_case(how: str, options: argparse.Namespace) -> dict[str, Any]:
     with network(options.nodes) as nodes:
         living = strike(nodes, how, rng)
         result: dict[str, Any] = {"closest": lookups(living, options.lookups, rng)}
-        result |= provides(living, options.lookups // 2, rng)
+        result |= provides(living, options.lookups, rng)
         if options.keys:
             result["burst"] = burst(living, options.keys, rng)
         return result
@@ -255,7 +255,7 @@ def one_case(how: str, options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--nodes", type=int, default=50)
-    parser.add_argument("--lookups", type=int, default=100)
+    parser.add_argument("--lookups", type=int, default=200)
     parser.add_argument("--keys", type=int, default=1000, help="0 leaves the burst out")
     parser.add_argument("--case", action="append", choices=("healthy", "killed", "stopped"))
     parser.add_argument("--seed", type=int, default=1)
