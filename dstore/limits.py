@@ -178,9 +178,14 @@ KAD_REQUEST_SECONDS: Final = 2
 KAD_LOOKUP_SECONDS: Final = 10
 KAD_QUERIES_MAX: Final = 256  # peers asked by one lookup; honest ones need a tenth
 # A peer this late is no longer waited for, though its answer is still taken: lookups with a
-# third of the peers silent then end within 2 s.  Between the two, four times the slowest answer.
+# third of the peers silent then end within 2 s.  Between the two, twice what most answers take.
 KAD_SLOW_SECONDS_MIN: Final = 0.25
 KAD_SLOW_SECONDS_MAX: Final = 1.0
+KAD_OVERDUE_SECONDS_MIN: Final = 0.05  # another is asked beside a peer that is later than most
+KAD_DELAYS_KEPT: Final = 128  # answers whose delays are remembered
+# Peers asked for their own surroundings where a lookup left silent ones behind.
+KAD_AROUND_AT_ONCE: Final = 2
+KAD_AROUND_MAX: Final = 4
 KAD_SUSPECT_SECONDS: Final = 30  # for so long, a silent peer is waited for less
 KAD_SUSPECT_SLOW_SECONDS_MIN: Final = 0.05
 KAD_SUSPECTS_MAX: Final = 4096
@@ -355,6 +360,8 @@ assert HELLO_QUIET_SECONDS < HELLO_SECONDS
 assert HEDGE_SECONDS_MIN < HEDGE_SECONDS_UNKNOWN < HEDGE_SECONDS_MAX
 assert REQUEST_SECONDS < PROGRESS_SECONDS < IDLE_STREAM_SECONDS
 assert KAD_SUSPECT_SLOW_SECONDS_MIN < KAD_SLOW_SECONDS_MIN < KAD_SLOW_SECONDS_MAX
+assert KAD_OVERDUE_SECONDS_MIN < KAD_SLOW_SECONDS_MIN
+assert KAD_AROUND_AT_ONCE <= KAD_AROUND_MAX < KAD_BUCKET
 assert KAD_SLOW_SECONDS_MAX < KAD_REQUEST_SECONDS < KAD_LOOKUP_SECONDS
 assert KAD_POOLED_IDLE_SECONDS < KAD_SERVED_IDLE_SECONDS
 assert KAD_PEERS_PER_REPLY_MAX <= KAD_BUCKET

@@ -20,9 +20,12 @@ from functools import lru_cache
 from typing import Final
 
 from dstore.core.diversity import NOWHERE, Spread, Subnets
+from dstore.core.kad_memory import Delays
 from dstore.core.peerid import PeerId
 from dstore.limits import (
     KAD_ADDRESSES_PER_PEER_MAX,
+    KAD_AROUND_AT_ONCE,
+    KAD_AROUND_MAX,
     KAD_BUCKET,
     KAD_CONCURRENCY,
     KAD_KEY_BYTES_MAX,
@@ -30,6 +33,7 @@ from dstore.limits import (
     KAD_KEYS_PER_PEER_MAX,
     KAD_LOOKUP_NARROW_MAX,
     KAD_LOOKUP_WIDE_MAX,
+    KAD_OVERDUE_SECONDS_MIN,
     KAD_PROVIDERS_PER_KEY_MAX,
     KAD_QUERIES_MAX,
     KAD_RECORDS_MAX,
@@ -78,12 +82,16 @@ class Lookup:
     """One iterative search for the peers closest to a place in the key space.
 
     The driver asks whom `ask` names, reports `answered` or `failed`, and calls `tick` when
-    `next_tick` comes.  A peer later than the search's patience stops counting towards the
-    concurrency and towards the end of the search, so that it holds up nobody; its answer is
-    taken if it comes.  The search has ended when the `count` closest peers that are neither
-    failed nor slow have all answered.  Of one subnet only a few count as close, unless there
-    are no others: ids ground next to the target from few subnets do not keep the search from
-    the others near it.
+    `next_tick` comes.  Two limits, from how long answers take, keep silent peers from holding
+    it up.  A peer that has not answered within the first, when most have, is overdue: another
+    is asked in its stead, beside the concurrency.  One later than the search's patience is
+    slow: the end of the search does not wait for it either.  An answer is taken whenever it
+    comes.  The search has ended when the `count` closest peers that are neither failed nor
+    slow have all answered.  Where it has left peers near the target behind, answers were full
+    of names that are good for nothing; with `widen`, the farthest few that it found are then
+    asked about their own surroundings (`ask_around`), which show who stands behind the gaps.
+    Of one subnet only a few count as close, unless there are no others: ids ground next to
+    the target from few subnets do not keep the search from the others near it.
     """
 
     def __init__(
@@ -93,22 +101,31 @@ class Lookup:
         *,
         count: int = KAD_BUCKET,
         concurrency: int = KAD_CONCURRENCY,
+        widen: bool = False,
+        delays: Delays | None = None,
         suspect: Callable[[PeerId], bool] = lambda _: False,
         subnets: Callable[[PeerId], Subnets] = lambda _: NOWHERE,
     ) -> None:
-        """`suspect` tells peers that were silent lately: they are waited for less.
-        `subnets` tells where a peer is, as far as is known when it is learnt of or answers."""
+        """`delays` is the node's memory of how long answers take, added to here.  `suspect`
+        tells peers that were silent lately: they are waited for less.  `subnets` tells where
+        a peer is, as far as is known when it is learnt of or answers."""
         self.target = target
         self._own = own
         self._count = count
         self._concurrency = concurrency
+        self._widen = widen
+        self._delays = Delays() if delays is None else delays
         self._suspect = suspect
         self._where = subnets
         self._subnets: dict[PeerId, Subnets] = {}
         self._states: dict[PeerId, _State] = {}
         self._order: list[tuple[int, PeerId]] = []
         self._first: list[PeerId] = []
-        self._asked_at: dict[PeerId, float] = {}  # those in ASKED
+        self._asked_at: dict[PeerId, float] = {}  # those whose answer may still come
+        self._waiting: set[PeerId] = set()  # those in ASKED
+        self._overdue: set[PeerId] = set()  # of these
+        self._around: dict[PeerId, float | None] = {}  # asked around when; None where over
+        self._edge_around = -1
         self._slowest_answer = 0.0
         self._queries = 0
 
@@ -130,66 +147,128 @@ class Lookup:
     def ask(self, now: float) -> list[PeerId]:
         """Peers to ask now; they count as asked from here on."""
         chosen: list[PeerId] = []
-        while self._first and len(self._asked_at) < self._concurrency:
+        while self._first and self._in_flight < self._concurrency:
             self._note_asked(peer := self._first.pop(0), now)
             chosen.append(peer)
         places = self._count
         for peer in self._ranked():
             if places <= 0 or self._queries >= KAD_QUERIES_MAX:
                 break
-            state = self._states[peer]
-            if state is _State.KNOWN:
-                if len(self._asked_at) >= self._concurrency:
+            if self._states[peer] is _State.KNOWN:
+                if self._in_flight >= self._concurrency:
                     break
                 chosen.append(peer)
                 self._note_asked(peer, now)
-            if self._states[peer] in (_State.ASKED, _State.ANSWERED):
+            if peer not in self._overdue:
                 places -= 1
         return chosen
+
+    @property
+    def _in_flight(self) -> int:
+        return len(self._waiting) - len(self._overdue)
 
     def _note_asked(self, peer: PeerId, now: float) -> None:
         self._queries += 1
         self._states[peer] = _State.ASKED
         self._asked_at[peer] = now
+        self._waiting.add(peer)
 
     def answered(self, peer: PeerId, closer: Iterable[PeerId], now: float) -> None:
         """`peer` answered, naming `closer` (at most as many as one message may hold)."""
-        asked_at = self._asked_at.pop(peer, None)
-        if asked_at is not None:
-            self._slowest_answer = max(self._slowest_answer, now - asked_at)
+        self.timed(peer, now)
+        self._not_waiting(peer)
         self._states[peer] = _State.ANSWERED
         self._subnets[peer] = self._where(peer)
         self.learn(closer)
 
+    def timed(self, peer: PeerId, now: float) -> None:
+        """`peer` answered, perhaps after the end of the search: so long do answers take."""
+        asked_at = self._asked_at.pop(peer, None)
+        if asked_at is not None:
+            self._slowest_answer = max(self._slowest_answer, now - asked_at)
+            self._delays.note(now - asked_at)
+
     def failed(self, peer: PeerId) -> None:
         """`peer` cannot be had or broke the protocol."""
         self._asked_at.pop(peer, None)
+        self._not_waiting(peer)
         self._states[peer] = _State.FAILED
+
+    def _not_waiting(self, peer: PeerId) -> None:
+        self._waiting.discard(peer)
+        self._overdue.discard(peer)
+
+    def ask_around(self, now: float) -> list[PeerId]:
+        """Peers to ask now for those closest to themselves.  What comes of it is reported
+        by `answered_around`, also where that is nothing."""
+        if not (self._widen and self._window_answered()) or self._around_in_flight:
+            return []
+        window = [peer for peer, _ in zip(self._ranked(), range(self._count), strict=False)]
+        if len(self._around) >= KAD_AROUND_MAX or len(window) < self._count:
+            return []
+        edge = kad_id(window[-1].binary) ^ self.target
+        inside = (peer for place, peer in self._order if place < edge)
+        gaps = any(self._states[peer] in (_State.FAILED, _State.SLOW) for peer in inside)
+        if not gaps or edge == self._edge_around:
+            return []  # or those asked last named nobody nearer
+        self._edge_around = edge
+        chosen = [peer for peer in reversed(window) if peer not in self._around]
+        chosen = chosen[: min(KAD_AROUND_AT_ONCE, KAD_AROUND_MAX - len(self._around))]
+        self._around.update(dict.fromkeys(chosen, now))
+        return chosen
+
+    def answered_around(self, peer: PeerId, closer: Iterable[PeerId]) -> None:
+        """`peer`, asked around, named `closer`."""
+        self._around[peer] = None
+        self.learn(closer)
+
+    @property
+    def _around_in_flight(self) -> bool:
+        return any(asked is not None for asked in self._around.values())
 
     def patience(self, peer: PeerId) -> float:
         """Seconds for which an answer of `peer` is waited for."""
-        suspect = self._suspect(peer)
-        least = KAD_SUSPECT_SLOW_SECONDS_MIN if suspect else KAD_SLOW_SECONDS_MIN
-        return min(max(4 * self._slowest_answer, least), KAD_SLOW_SECONDS_MAX)
+        if self._suspect(peer):
+            return min(max(self._delays.high, KAD_SUSPECT_SLOW_SECONDS_MIN), KAD_SLOW_SECONDS_MAX)
+        usual = max(2 * self._delays.high, 1.5 * self._slowest_answer)
+        return min(max(usual, KAD_SLOW_SECONDS_MIN), KAD_SLOW_SECONDS_MAX)
+
+    def _prompt(self, peer: PeerId) -> float:
+        """Seconds after which `peer` is overdue, and another is asked."""
+        most = max(self._delays.high, KAD_OVERDUE_SECONDS_MIN)
+        return min(most, self.patience(peer))
 
     @property
     def next_tick(self) -> float:
         """The instant at which `tick` has something to do; infinity where nobody is asked."""
-        ends = (asked + self.patience(peer) for peer, asked in self._asked_at.items())
+        ends = [
+            self._asked_at[peer]
+            + (self.patience(peer) if peer in self._overdue else self._prompt(peer))
+            for peer in self._waiting
+        ]
+        ends += [at + self.patience(p) for p, at in self._around.items() if at is not None]
         return min(ends, default=float("inf"))
 
     def tick(self, now: float) -> None:
         """Stop waiting for those that are late."""
-        for peer, asked in list(self._asked_at.items()):
+        for peer in list(self._waiting):
+            asked = self._asked_at[peer]
             if now >= asked + self.patience(peer):
-                del self._asked_at[peer]
+                self._not_waiting(peer)
                 self._states[peer] = _State.SLOW
+            elif now >= asked + self._prompt(peer):
+                self._overdue.add(peer)
+        for peer, at in self._around.items():
+            if at is not None and now >= at + self.patience(peer):
+                self._around[peer] = None
 
     @property
     def finished(self) -> bool:
         """Whether asking or waiting on brings nothing better.  While nobody answered at all,
         the slow are waited for too."""
-        if self._asked_at:
+        if self._around_in_flight:
+            return False
+        if self._waiting:
             return self._window_answered()
         exhausted = self._queries >= KAD_QUERIES_MAX
         if not exhausted and not self._window_answered():

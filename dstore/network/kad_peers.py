@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import trio
 
 from dstore.core.diversity import Subnets, subnets_of
+from dstore.core.kad_memory import Delays, Suspects
 from dstore.core.kad_table import RoutingTable
 from dstore.core.kademlia import closest_of
 from dstore.core.peerid import PeerId
@@ -19,8 +20,6 @@ from dstore.limits import (
     KAD_ADDRESSES_PER_PEER_MAX,
     KAD_BUCKET,
     KAD_EXTRA_PEERS_MAX,
-    KAD_SUSPECT_SECONDS,
-    KAD_SUSPECTS_MAX,
     KAD_TRUSTED_STARTS,
 )
 from dstore.network.streams import Network, PeerAddresses
@@ -32,9 +31,10 @@ class KnownPeers:
     def __init__(self, network: Network) -> None:
         self.own = network.peer_id
         self.table = RoutingTable(network.peer_id)
+        self.delays = Delays()
         self._network = network
         self._extra: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
-        self._suspects: OrderedDict[PeerId, float] = OrderedDict()  # until when
+        self._suspects = Suspects()
 
     def where(self, peer: PeerId, hints: Sequence[str] = ()) -> PeerAddresses:
         """Where `peer` can be reached: what the network knows, then `hints`."""
@@ -71,15 +71,12 @@ class KnownPeers:
 
     def heard(self, peer: PeerId) -> None:
         """`peer` speaks the protocol as a server."""
-        self._suspects.pop(peer, None)
+        self._suspects.discard(peer)
         self.table.heard(peer, trio.current_time(), self.subnets(peer))
 
     def late(self, peer: PeerId) -> None:
         """`peer` has not answered yet, later than others do."""
-        self._suspects[peer] = trio.current_time() + KAD_SUSPECT_SECONDS
-        self._suspects.move_to_end(peer)
-        if len(self._suspects) > KAD_SUSPECTS_MAX:
-            self._suspects.popitem(last=False)
+        self._suspects.add(peer, trio.current_time())
 
     def unanswered(self, peer: PeerId) -> None:
         """`peer` did not answer a request."""
@@ -88,4 +85,4 @@ class KnownPeers:
 
     def is_suspect(self, peer: PeerId) -> bool:
         """Whether `peer` was late or silent a short while ago."""
-        return self._suspects.get(peer, 0.0) > trio.current_time()
+        return self._suspects.has(peer, trio.current_time())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from dstore.core.kad_messages import KadMessage
+from dstore.core.kad_messages import KadMessage, MessageType
 from dstore.core.kademlia import Lookup, kad_id
 from dstore.core.peerid import PeerId
 from dstore.errors import NetworkError, PeerError
@@ -44,6 +44,8 @@ class Search:
             kad_id(request.key),
             peers.own,
             count=count,
+            widen=request.type is MessageType.FIND_NODE,
+            delays=peers.delays,
             suspect=peers.is_suspect,
             subnets=lambda peer: peers.subnets(peer, self._hints.get(peer, ())),
         )
@@ -68,9 +70,13 @@ class Search:
         lookup.start_from(self._peers.trusted_starts(lookup.target))
         lookup.learn(self._peers.starts(lookup.target))
         with trio.move_on_at(deadline):
-            while not (self._ended or lookup.finished):
+            while not self._ended:
                 for peer in lookup.ask(trio.current_time()):
                     nursery.start_soon(self._ask, peer)
+                for peer in lookup.ask_around(trio.current_time()):
+                    nursery.start_soon(self._ask_around, peer)
+                if lookup.finished:
+                    break
                 self._changed = trio.Event()
                 with trio.move_on_at(lookup.next_tick):
                     await self._changed.wait()
@@ -90,16 +96,33 @@ class Search:
             raise
         else:
             self._peers.heard(peer)
-            if not self._ended:
+            if self._ended:
+                self.lookup.timed(peer, trio.current_time())
+            else:
                 self._take(peer, answer)
         finally:
             self._changed.set()
 
-    def _take(self, peer: PeerId, answer: KadMessage) -> None:
+    async def _ask_around(self, peer: PeerId) -> None:
+        closer: list[PeerId] = []
+        try:
+            request = KadMessage(MessageType.FIND_NODE, peer.binary)
+            answer = await self._requests.exchange(self.where(peer), request)
+            closer = self._named(answer)
+        except (NetworkError, PeerError):
+            self._peers.unanswered(peer)
+        finally:
+            if not self._ended:
+                self.lookup.answered_around(peer, closer)
+            self._changed.set()
+
+    def _named(self, answer: KadMessage) -> list[PeerId]:
         for each in answer.closer:
             self.hint(each.peer, each.addresses)
-        closer = (each.peer for each in answer.closer)
-        self.lookup.answered(peer, closer, trio.current_time())
+        return [each.peer for each in answer.closer]
+
+    def _take(self, peer: PeerId, answer: KadMessage) -> None:
+        self.lookup.answered(peer, self._named(answer), trio.current_time())
         self._ended = self._on_answer(answer)
 
 

@@ -19,6 +19,7 @@ from itertools import count
 from typing import Final
 
 from dstore.core.diversity import NOWHERE, Subnets, subnets_of
+from dstore.core.kad_memory import Delays, Suspects
 from dstore.core.kad_table import RoutingTable
 from dstore.core.kademlia import ID_BITS, Lookup, ProviderStore, closest_of, kad_id
 from dstore.core.peerid import PeerId
@@ -40,6 +41,8 @@ class SimNode:
     store: ProviderStore
     alive: bool = True
     friends: list[PeerId] | None = None
+    delays: Delays = field(default_factory=Delays)
+    suspects: Suspects = field(default_factory=Suspects)
 
 
 @dataclass(slots=True)
@@ -112,6 +115,7 @@ class Simulation:
 
     def hear(self, node: SimNode, peer: PeerId) -> None:
         """`node` meets `peer`."""
+        node.suspects.discard(peer)
         node.table.heard(peer, self.now, self.nodes[peer].subnets)
 
     def delay(self, a: SimNode, b: SimNode) -> float:
@@ -184,7 +188,14 @@ class SimSearch:
         self._depth: dict[PeerId, int] = {}
         self._ticking = math.inf
         self.outcome = Outcome()
-        self._lookup = Lookup(kad_id(key), node.peer, subnets=lambda peer: sim.nodes[peer].subnets)
+        self._lookup = Lookup(
+            kad_id(key),
+            node.peer,
+            widen=not providers,
+            delays=node.delays,
+            suspect=lambda peer: node.suspects.has(peer, sim.now),
+            subnets=lambda peer: sim.nodes[peer].subnets,
+        )
         self._lookup.learn(node.table.closest(self._lookup.target, 3 * KAD_BUCKET))
 
     def step(self) -> None:
@@ -193,11 +204,13 @@ class SimSearch:
         if self._ended:
             return
         lookup.tick(sim.now)
-        if lookup.finished or sim.now - self._start >= KAD_LOOKUP_SECONDS:
+        if sim.now - self._start >= KAD_LOOKUP_SECONDS:
             self._end()
             return
         for peer in lookup.ask(sim.now):
             self._ask(sim.nodes[peer])
+        for peer in lookup.ask_around(sim.now):
+            self._ask_around(sim.nodes[peer])
         due = lookup.next_tick
         if lookup.finished:
             self._end()
@@ -229,6 +242,7 @@ class SimSearch:
     def _take(self, peer: PeerId, closer: list[PeerId], providers: list[PeerId]) -> None:
         self._sim.hear(self._node, peer)
         if self._ended:
+            self._lookup.timed(peer, self._sim.now)
             return
         depth = self._depth.get(peer, 1)
         for each in closer:
@@ -243,14 +257,31 @@ class SimSearch:
         else:
             self.step()
 
+    def _ask_around(self, other: SimNode) -> None:
+        """It answered a moment ago, so it lives."""
+        sim, node = self._sim, self._node
+        self.outcome.messages += 1
+
+        def take() -> None:
+            if not self._ended:
+                names = other.table if other.friends is None else other.friends
+                closer = closest_of(names, kad_id(other.peer.binary), KAD_BUCKET)
+                self._lookup.answered_around(other.peer, closer)
+                self.step()
+
+        sim.at(sim.now + sim.delay(node, other) + sim.delay(other, node), take)
+
     def _fail(self, peer: PeerId) -> None:
         self._node.table.failed(peer)
+        self._node.suspects.add(peer, self._sim.now)
         if not self._ended:
             self._lookup.failed(peer)
             self.step()
 
     def _end(self) -> None:
         self._ended = True
+        for peer in self._lookup.late():
+            self._node.suspects.add(peer, self._sim.now)
         self.outcome.closest = self._lookup.closest()
         self.outcome.seconds = self._sim.now - self._start
         self.outcome.hops = max((self._depth.get(p, 1) for p in self.outcome.closest), default=0)

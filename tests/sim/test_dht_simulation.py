@@ -39,9 +39,10 @@ def test_500_nodes_find_the_closest_in_few_messages() -> None:
 
 
 def test_500_nodes_of_which_a_third_died_still_find() -> None:
-    recalls, seconds, _ = look_up(2, 0.3)
-    assert fmean(recalls) > 0.95
-    assert max(seconds) < 5
+    recalls, seconds, messages = look_up(2, 0.3)
+    assert fmean(recalls) > 0.98
+    assert sorted(seconds)[37] < 2, "the p95 of 40"
+    assert fmean(messages) < 60
 
 
 def test_the_same_seed_is_the_same_run() -> None:

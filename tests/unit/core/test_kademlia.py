@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dstore.core.cid import CID
+from dstore.core.kad_memory import Delays, Suspects
 from dstore.core.kad_table import RoutingTable
 from dstore.core.kademlia import (
     Lookup,
@@ -21,11 +22,14 @@ from dstore.core.kademlia import (
 )
 from dstore.core.peerid import PeerId
 from dstore.limits import (
+    KAD_DELAYS_KEPT,
     KAD_KEY_BYTES_MAX,
     KAD_QUERIES_MAX,
     KAD_SLOW_SECONDS_MAX,
     KAD_SLOW_SECONDS_MIN,
+    KAD_SUSPECT_SECONDS,
     KAD_SUSPECT_SLOW_SECONDS_MIN,
+    KAD_SUSPECTS_MAX,
     PROVIDER_SECONDS,
 )
 
@@ -277,11 +281,14 @@ def test_suspects_are_waited_for_less() -> None:
     assert lookup.next_tick == KAD_SUSPECT_SLOW_SECONDS_MIN
     early = suspects.pop()
     lookup.answered(early, [], 0.02)
+    assert lookup.next_tick == KAD_SUSPECT_SLOW_SECONDS_MIN
+    slower = suspects.pop()
+    lookup.answered(slower, [], 0.08)
     assert lookup.next_tick == pytest.approx(0.08), "it follows the answers, of suspects too"
     lookup.tick(0.081)
     assert lookup.finished
     assert set(lookup.late()) == suspects
-    assert len(lookup.closest()) == 6
+    assert len(lookup.closest()) == 7
 
 
 def test_patience_follows_the_answers() -> None:
@@ -289,11 +296,84 @@ def test_patience_follows_the_answers() -> None:
     lookup.learn(PEERS[:3])
     one, two, three = lookup.ask(0)
     assert lookup.patience(three) == KAD_SLOW_SECONDS_MIN
-    lookup.answered(one, [], 0.1)
-    assert lookup.patience(three) == pytest.approx(0.4)
+    lookup.answered(one, [], 0.2)
+    assert lookup.patience(three) == pytest.approx(0.4), "twice what most answers take"
+    assert lookup.next_tick == pytest.approx(0.2), "later than that is overdue"
+    lookup.tick(0.2)
     assert lookup.next_tick == pytest.approx(0.4)
     lookup.answered(two, [], 0.39)
+    assert lookup.patience(three) == pytest.approx(0.78)
+    lookup.timed(three, 2.0)
     assert lookup.patience(three) == KAD_SLOW_SECONDS_MAX
+
+
+def test_beside_an_overdue_peer_another_is_asked_and_its_late_answer_counts() -> None:
+    delays = Delays()
+    for _ in range(20):
+        delays.note(0.1)
+    near = by_distance(PEERS[:4], 0)
+    lookup = Lookup(0, OWN, count=2, concurrency=2, delays=delays)
+    lookup.learn(near)
+    assert lookup.ask(0) == near[:2]
+    assert lookup.ask(0) == []
+    assert lookup.next_tick == pytest.approx(0.1)
+    lookup.tick(0.1)
+    assert lookup.ask(0.1) == near[2:], "both are overdue"
+    lookup.answered(near[2], [], 0.15)
+    lookup.answered(near[3], [], 0.15)
+    assert not lookup.finished, "the nearest may answer yet"
+    assert lookup.next_tick == pytest.approx(KAD_SLOW_SECONDS_MIN)
+    lookup.answered(near[0], [], 0.2)
+    lookup.tick(lookup.next_tick)
+    assert lookup.finished
+    assert lookup.closest() == [near[0], near[2]]
+    assert lookup.late() == [near[1]]
+
+
+def test_where_silent_peers_left_gaps_the_farthest_found_are_asked_around() -> None:
+    near = by_distance(PEERS[:30], 0)
+    lookup = Lookup(0, OWN, count=4, widen=True)
+    lookup.learn(near[:6])
+    lookup.ask(0)
+    assert lookup.ask_around(0) == []
+    for each in near[1:5]:
+        lookup.answered(each, [], 0.1)
+    assert lookup.ask_around(0.1) == [], "the nearest may answer yet"
+    lookup.failed(near[0])
+    assert lookup.ask_around(0.1) == [near[4], near[3]]
+    assert not lookup.finished
+    lookup.answered_around(near[4], [near[7]])
+    lookup.tick(0.1 + lookup.patience(near[3]))
+    assert lookup.finished, "who does not answer holds up nobody, and nobody nearer was named"
+    assert lookup.ask_around(1) == []
+
+
+def test_without_gaps_nobody_is_asked_around() -> None:
+    lookup = Lookup(0, OWN, count=4, widen=True)
+    lookup.learn(PEERS[:4])
+    for each in lookup.ask(0):
+        lookup.answered(each, [], 0.1)
+    assert lookup.ask_around(0.1) == []
+    assert lookup.finished
+
+
+def test_the_memory_of_delays_and_suspects_is_bounded() -> None:
+    delays, suspects = Delays(), Suspects()
+    assert delays.high == 0
+    for number in range(1, 101):
+        delays.note(number / 100)
+    assert delays.high == 0.96
+    for _ in range(KAD_DELAYS_KEPT):
+        delays.note(0.5)
+    assert delays.high == 0.5, "only the latest count"
+    for number in range(KAD_SUSPECTS_MAX + 1):
+        suspects.add(PeerId(b"\x12\x20" + number.to_bytes(32, "big")), 0)
+    assert len(suspects) == KAD_SUSPECTS_MAX
+    suspects.add(PEERS[0], 1)
+    assert suspects.has(PEERS[0], KAD_SUSPECT_SECONDS)
+    assert not suspects.has(PEERS[0], 1 + KAD_SUSPECT_SECONDS)
+    suspects.discard(PEERS[0])
+    assert not suspects.has(PEERS[0], 1)
 
 
 def test_endless_answers_end() -> None:
