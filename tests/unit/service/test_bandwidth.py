@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from dstore.core.bandwidth import Limits, Period
-from dstore.limits import BANDWIDTH_SCHEDULE_SECONDS
+from dstore.limits import BANDWIDTH_LOOK_SECONDS
 from dstore.network.shaping import Shaper
 from dstore.runtime import Runtime, TrioClock
 from dstore.service.bandwidth import Bandwidth, BandwidthOptions
@@ -32,13 +32,13 @@ async def test_the_hour_decides_and_an_override_comes_before_it(autojump_clock: 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bandwidth.worker.run)
         assert shaper.limits == Limits(1e6, math.inf)
-        await trio.sleep(601 + BANDWIDTH_SCHEDULE_SECONDS)
+        await trio.sleep(601 + BANDWIDTH_LOOK_SECONDS)
         assert shaper.limits == Limits(2e6, math.inf)
         bandwidth.override(Limits(down=3e6))
         assert bandwidth.overridden
         assert shaper.limits == Limits(math.inf, 3e6)
         await trio.sleep(600)
         assert shaper.limits == Limits(math.inf, 3e6)
-        bandwidth.override(None)
+        bandwidth.reset()
         assert shaper.limits == Limits(1e6, math.inf)
         nursery.cancel_scope.cancel()
