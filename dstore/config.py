@@ -88,7 +88,7 @@ def parse_peers(texts: Sequence[str]) -> frozenset[PeerId]:
     try:
         return frozenset(map(PeerId.parse, texts))
     except InvalidCid as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(f"not all of these are peer ids: {error}") from error
 
 
 def parse_periods(texts: Sequence[str]) -> tuple[Period, ...]:

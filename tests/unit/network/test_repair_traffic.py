@@ -19,6 +19,7 @@ from dstore.network.streams import PeerAddresses, Stream
 from dstore.runtime import Runtime
 
 RATE = 1e6
+SECONDS = 10  # of the mock clock
 PEER = PeerId.of_ed25519(b"\1" * 32)
 
 
@@ -60,7 +61,7 @@ class Traffic:
     async def ten_seconds(self) -> tuple[float, float]:
         """Bytes a second of the foreground and of repair."""
         total, repair = self.counts()
-        await trio.sleep(10)
+        await trio.sleep(SECONDS)
         after, after_repair = self.counts()
         return (after - total - after_repair + repair) / 10, (after_repair - repair) / 10
 
@@ -75,7 +76,7 @@ async def running(*tasks: object) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         for task in tasks:
             nursery.start_soon(task)  # type: ignore[arg-type]  # coroutine functions
-        await trio.sleep(1)
+        await trio.sleep(SECONDS / 10)  # past the first burst
         yield
         nursery.cancel_scope.cancel()
 
@@ -148,13 +149,13 @@ async def test_named_peers_have_a_limit_of_their_own_beside_that_of_all(
     office.limit(RATE, math.inf)
     async with running(lambda: traffic.read(named)):
         before = office.up.carried_bytes
-        await trio.sleep(10)
+        await trio.sleep(SECONDS)
         assert office.up.carried_bytes - before == pytest.approx(10 * RATE, rel=0.05)
         shaper.limit(Limits(up=RATE / 2))
         shaper.lan = True
-        await trio.sleep(1)
+        await trio.sleep(SECONDS / 10)
         before = office.up.carried_bytes
-        await trio.sleep(10)
+        await trio.sleep(SECONDS)
         assert office.up.carried_bytes - before == pytest.approx(5 * RATE, rel=0.05)
     assert Line(shaper, near=True).turn_up() < 256 * KIB
 
@@ -194,11 +195,10 @@ async def test_streams_of_a_repair_protocol_wait_on_real_connections(speaks: str
         foreground, repair = await _received_beside(a, b.peer_id)
     assert foreground > 8 * repair
     assert repair > 0
-    assert foreground + repair < 1.5 * 4 * RATE * 3
 
 
 async def _received_beside(host: Libp2pHost, peer: PeerId) -> tuple[int, int]:
-    """Bytes of three seconds, once a stream's first window has come."""
+    """Bytes of some seconds, once the streams' first windows have come."""
     counts = [0, 0]
 
     async def take(number: int, protocols: list[str]) -> None:
@@ -209,8 +209,11 @@ async def _received_beside(host: Libp2pHost, peer: PeerId) -> tuple[int, int]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(take, 0, ["/usual"])
         nursery.start_soon(take, 1, ["/repair", "/usual"])
-        await trio.sleep(1)
-        before = tuple(counts)
-        await trio.sleep(3)
+        while counts[0] < RATE * 4:
+            await trio.sleep(0.02)
+        before, begun = tuple(counts), trio.current_time()
+        while counts[0] < before[0] + RATE * 10:
+            await trio.sleep(0.02)
+        assert trio.current_time() - begun > 2  # the limit holds
         nursery.cancel_scope.cancel()
     return counts[0] - before[0], counts[1] - before[1]
