@@ -200,20 +200,23 @@ async def test_streams_of_a_repair_protocol_wait_on_real_connections(speaks: str
 async def _received_beside(host: Libp2pHost, peer: PeerId) -> tuple[int, int]:
     """Bytes of some seconds, once the streams' first windows have come."""
     counts = [0, 0]
+    flowing, enough = trio.Event(), trio.Event()
 
     async def take(number: int, protocols: list[str]) -> None:
         stream = await host.open_stream(peer, protocols)
         while True:
             counts[number] += len(await stream.read_some())
+            if counts[0] > RATE * 4:
+                flowing.set()
+            if counts[0] > RATE * 14:
+                enough.set()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(take, 0, ["/usual"])
         nursery.start_soon(take, 1, ["/repair", "/usual"])
-        while counts[0] < RATE * 4:
-            await trio.sleep(0.02)
+        await flowing.wait()
         before, begun = tuple(counts), trio.current_time()
-        while counts[0] < before[0] + RATE * 10:
-            await trio.sleep(0.02)
+        await enough.wait()
         assert trio.current_time() - begun > 2  # the limit holds
         nursery.cancel_scope.cancel()
     return counts[0] - before[0], counts[1] - before[1]
