@@ -19,9 +19,11 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from dstore.core.bandwidth import DAY_MINUTES, Limits, Period
-from dstore.errors import ConfigError
+from dstore.core.peerid import PeerId
+from dstore.errors import ConfigError, InvalidCid
 from dstore.limits import (
     BANDWIDTH_BYTES_PER_SECOND_MIN,
+    BANDWIDTH_GROUPS_MAX,
     BANDWIDTH_PERIODS_MAX,
     CONNECTIONS_MAX,
     LEASE_SECONDS,
@@ -33,10 +35,10 @@ _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGTP]i?)?B?\s*$", re.IGNORECASE)
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|m|h|d|w|y)\s*$")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_RATE = re.compile(r"(up|down)=([^=]+?)(?=\s+(?:up|down)=|\s*$)")
+_RATE = re.compile(r"(up|down|repair)=([^=]+?)(?=\s+(?:up|down|repair)=|\s*$)")
 _PERIOD = re.compile(
     r"^\s*(?:(mon|tue|wed|thu|fri|sat|sun)(?:-(mon|tue|wed|thu|fri|sat|sun))?\s+)?"
-    r"(\d{1,2}):([0-5]\d)-(\d{1,2}):([0-5]\d)((?:\s+(?:up|down)=[^=]+?)+)\s*$",
+    r"(\d{1,2}):([0-5]\d)-(\d{1,2}):([0-5]\d)((?:\s+(?:up|down|repair)=[^=]+?)+)\s*$",
     re.IGNORECASE,
 )
 _LISTEN = re.compile(r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})$")
@@ -81,6 +83,14 @@ def parse_rate(text: str) -> float:
     return float(rate)
 
 
+def parse_peers(texts: Sequence[str]) -> frozenset[PeerId]:
+    """Peer ids.  Raises ValueError."""
+    try:
+        return frozenset(map(PeerId.parse, texts))
+    except InvalidCid as error:
+        raise ValueError(f"not all of these are peer ids: {error}") from error
+
+
 def parse_periods(texts: Sequence[str]) -> tuple[Period, ...]:
     """Periods like "mon-fri 08:00-18:00 up=1MB/s down=5MB/s"; every day where none is named, no
     limit where a direction is left out.  Raises ValueError."""
@@ -110,6 +120,7 @@ def _period(text: str) -> Period:
 
 Rate = Annotated[str, msgspec.Meta(extra={"parse": parse_rate})]
 Periods = Annotated[tuple[str, ...], msgspec.Meta(extra={"parse": parse_periods})]
+GroupName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{1,32}$")]
 Size = Annotated[str, msgspec.Meta(extra={"parse": parse_size})]
 Duration = Annotated[str, msgspec.Meta(extra={"parse": parse_duration})]
 Listen = Annotated[str, msgspec.Meta(extra={"parse": parse_listen})]
@@ -159,6 +170,17 @@ class NetworkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Connections held at once."""
 
 
+class PeersSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Peers with limits of their own, beside those of all, on the local network too."""
+
+    ids: tuple[str, ...]
+    """Their peer ids; no peer is in two groups."""
+    up: Rate = "0"
+    """What is sent to all of these together."""
+    down: Rate = "0"
+    """What is received from them."""
+
+
 class BandwidthSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits for what goes over connections to peers, "0" for none; `dstore bandwidth` changes
     them while the node runs."""
@@ -167,11 +189,21 @@ class BandwidthSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is sent, like "5 MB/s"; all peers together."""
     down: Rate = "0"
     """What is received."""
+    repair: Rate = "0"
+    """Of what is sent, and of what is received, the part for repair.  Whatever it is, repair
+    comes after everything else: it has what that leaves of `up` and `down`, or a sixteenth."""
     lan: bool = False
     """Whether the limits hold for peers on the local network too."""
     schedule: Periods = ()
     """Other limits by the hour of local time, the first that holds, like
-    "mon-fri 08:00-18:00 up=1MB/s down=5MB/s" or "22:00-06:00 up=0"."""
+    "mon-fri 08:00-18:00 up=1MB/s down=5MB/s" or "22:00-06:00 up=0 repair=1MB/s"."""
+    peers: dict[GroupName, PeersSection] = {}
+    """Peers with limits of their own, beside those of all and on the local network too, in a
+    table for each group, which `dstore bandwidth --peers office` shows and changes:
+    [bandwidth.peers.office]
+    ids = ["12D3Koo…"]
+    down = "0"
+    up = "1 MB/s"."""
 
 
 class PinsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -276,10 +308,25 @@ def _section(
             values[key] = msgspec.convert(value, fields[key].type)
             for parse in _parsers(fields[key].type):
                 parse(values[key])
+            if key == "peers":
+                _check_groups(values[key])
         except (msgspec.ValidationError, ValueError) as error:
             where = _variable(name, key) if key in overridden else f"{name}.{key}"
             faults.append(f"{where}: {error}")
     return None if faults else section(**values)
+
+
+def _check_groups(groups: Mapping[str, PeersSection]) -> None:
+    """Raises ValueError where limits are none, or a peer is none or in two groups."""
+    if len(groups) > BANDWIDTH_GROUPS_MAX:
+        raise ValueError(f"{len(groups)} groups; at most {BANDWIDTH_GROUPS_MAX}")
+    seen: dict[PeerId, str] = {}
+    for name, group in groups.items():
+        for rate in (group.up, group.down):
+            parse_rate(rate)
+        for peer in parse_peers(group.ids):
+            if seen.setdefault(peer, name) != name:
+                raise ValueError(f"{peer} is in {seen[peer]} and in {name}")
 
 
 def _with_environment(
@@ -288,7 +335,7 @@ def _with_environment(
     """The section's values as the environment overrides them, and which it does."""
     merged = dict(given)
     overridden: set[str] = set()
-    for field in msgspec.structs.fields(section):
+    for field in _of_environment(section):
         text = environ.get(_variable(name, field.name))
         if text is None:
             continue
@@ -307,13 +354,19 @@ def _with_environment(
     return merged, overridden
 
 
+def _of_environment(section: Any) -> list[Any]:
+    """The fields that a variable can override: all but tables."""
+    fields = msgspec.structs.fields(section)
+    return [field for field in fields if field.name != "peers"]
+
+
 def _variable(section: str, key: str) -> str:
     return f"DSTORE_{section}_{key}".upper()
 
 
 def _unknown_variables(name: str, section: Any, environ: Mapping[str, str]) -> list[str]:
     """A variable that misspells a key of the section would be passed over in silence."""
-    known = {_variable(name, field.name): field for field in msgspec.structs.fields(section)}
+    known = {_variable(name, field.name): field for field in _of_environment(section)}
     return [
         f"unknown variable {variable}{_nearest(variable, known)}"
         for variable in environ
@@ -372,9 +425,22 @@ def commented(config: Config | None = None) -> str:
         for key in msgspec.structs.fields(section):
             value = getattr(section, key.name)
             lines += _comment(documents[key.name])
-            lines.append(f"{key.name} = {_toml(value)}")
+            if key.name == "peers":
+                lines += _tables(f"{field.name}.{key.name}", value)
+            else:
+                lines.append(f"{key.name} = {_toml(value)}")
         lines.append("")
     return "\n".join(lines)
+
+
+def _tables(name: str, groups: Mapping[str, Any]) -> list[str]:
+    """One table a group, after the keys of its section."""
+    lines = []
+    for group, values in groups.items():
+        keys = (key.name for key in msgspec.structs.fields(type(values)))
+        lines.append(f"[{name}.{group}]")
+        lines += [f"{key} = {_toml(getattr(values, key))}" for key in keys]
+    return lines
 
 
 def _comment(text: str) -> list[str]:

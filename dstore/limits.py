@@ -76,8 +76,12 @@ BANDWIDTH_TURN: Final = 1 / 64
 BANDWIDTH_TURN_BYTES_MIN: Final = 8 * KIB
 BANDWIDTH_BURST_BYTES: Final = 64 * KIB
 BANDWIDTH_BYTES_PER_SECOND_MIN: Final = 128 * 1000
-BANDWIDTH_SCHEDULE_SECONDS: Final = 15  # between looks at the clock
+# Of a limit that foreground traffic could use up, what repair gets all the same.
+BANDWIDTH_REPAIR_SHARE: Final = 1 / 16
+BANDWIDTH_LOOK_SECONDS: Final = 1  # between looks at the clock and at the counters
+BANDWIDTH_RATE_SECONDS: Final = 10  # over which current rates are told
 BANDWIDTH_PERIODS_MAX: Final = 64
+BANDWIDTH_GROUPS_MAX: Final = 64  # of peers with limits of their own
 DIAL_SECONDS: Final = 5
 NEGOTIATE_SECONDS: Final = 5
 CONNECTIONS_MAX: Final = 1024

@@ -7,20 +7,35 @@ network's part (`network/shaping.py`).
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
-from dstore.limits import BANDWIDTH_BURST_BYTES, BANDWIDTH_BURST_SECONDS
+from dstore.limits import (
+    BANDWIDTH_BURST_BYTES,
+    BANDWIDTH_BURST_SECONDS,
+    BANDWIDTH_RATE_SECONDS,
+)
 
 DAY_MINUTES = 24 * 60
 
 
+class Traffic(StrEnum):
+    """What bytes are for: readers and adders who wait, or maintenance, which comes after them."""
+
+    FOREGROUND = "foreground"
+    REPAIR = "repair"
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bytes a second to send and to receive; infinity is no limit."""
+    """Bytes a second to send and to receive, and of each of these for repair; infinity is no
+    limit."""
 
     up: float = math.inf
     down: float = math.inf
+    repair: float = math.inf
 
 
 class Bucket:
@@ -56,14 +71,26 @@ class Bucket:
         self._advance(now)
         return max(0.0, (ticket - self._allowed) / self.rate)
 
+    def seconds_until_spare(self, size: int, now: float) -> float:
+        """How long until `size` bytes could pass at once, if nobody takes any until then: 0
+        where nobody waits and the rate is not used up."""
+        if self.rate == math.inf:
+            return 0.0
+        self._advance(now)
+        missing = min(float(size), self._burst()) - (self._allowed - self._taken)
+        # Less than a byte is a matter of rounding, and shorter than any clock can wait.
+        return missing / self.rate if missing > 1 else 0.0
+
+    def _burst(self) -> float:
+        return max(self.rate * BANDWIDTH_BURST_SECONDS, BANDWIDTH_BURST_BYTES)
+
     def _advance(self, now: float) -> None:
         """What was not used is kept for a short burst, and lost beyond it."""
         if self.rate == math.inf:
             self._allowed = float(self._taken)
         else:
-            burst = max(self.rate * BANDWIDTH_BURST_SECONDS, BANDWIDTH_BURST_BYTES)
             passed = max(0.0, now - self._at)
-            self._allowed = min(self._allowed + passed * self.rate, self._taken + burst)
+            self._allowed = min(self._allowed + passed * self.rate, self._taken + self._burst())
         self._at = now
 
 
@@ -90,3 +117,29 @@ class Period:
 def limits_at(base: Limits, schedule: Sequence[Period], day: int, minute: int) -> Limits:
     """The limits of the first period that holds, else the usual ones."""
     return next((one.limits for one in schedule if one.holds(day, minute)), base)
+
+
+class Meter:
+    """How fast counters grew in the last seconds, from looks at them now and then."""
+
+    def __init__(self) -> None:
+        self._looks: deque[tuple[float, tuple[int, ...]]] = deque()
+
+    def look(self, now: float, counters: tuple[int, ...]) -> None:
+        """Note what they say now."""
+        self._looks.append((now, counters))
+        while len(self._looks) > 1 and self._looks[1][0] <= now - BANDWIDTH_RATE_SECONDS:
+            self._looks.popleft()
+
+    def rates(self, now: float, counters: tuple[int, ...]) -> tuple[float, ...]:
+        """Units a second over BANDWIDTH_RATE_SECONDS, or since the first look where that is
+        less; `counters` is what they say now."""
+        before, then = now, counters
+        for at, noted in self._looks:
+            if before < now and at > now - BANDWIDTH_RATE_SECONDS:
+                break
+            before, then = at, noted
+        passed = now - before
+        if passed <= 0:
+            return (0.0,) * len(counters)
+        return tuple((count - old) / passed for count, old in zip(counters, then, strict=True))

@@ -38,6 +38,7 @@ from dstore.limits import (
 )
 
 PROTOCOL: Final = "/dstore/fragments/1.0.0"
+REPAIR_PROTOCOL: Final = "/dstore/fragments/repair/1.0.0"  # the same, behind the foreground
 DIGEST_BYTES: Final = 16  # of what `Have` answers, to ask for changes only
 _TIME_MAX: Final = 1 << 53  # beyond it JSON and JavaScript round
 

@@ -25,7 +25,7 @@ from dstore.service.progress import (
 )
 
 if TYPE_CHECKING:
-    from dstore.service.bandwidth import Bandwidth
+    from dstore.service.bandwidth import Bandwidth, Flow
 
 Form = dict[str, Any]
 
@@ -126,14 +126,40 @@ def peer_form(peer: PeerStatus) -> Form:
 
 def bandwidth_form(bandwidth: Bandwidth) -> Form:
     """Rates in bytes a second, null for no limit; totals since the node started."""
-    limits, shaper = bandwidth.limits, bandwidth.shaper
+    limits, flows = bandwidth.limits, bandwidth.flows()
     return {
-        "up": None if limits.up == math.inf else int(limits.up),
-        "down": None if limits.down == math.inf else int(limits.down),
-        "lan": shaper.lan,
+        "up": _limit(limits.up),
+        "down": _limit(limits.down),
+        "repair": _limit(limits.repair),
+        "lan": bandwidth.shaper.lan,
         "overridden": bandwidth.overridden,
-        "sent_bytes": shaper.sent_bytes,
-        "received_bytes": shaper.received_bytes,
+        **_flow_form(flows.total),
+        "traffic": {
+            "foreground": _flow_form(flows.foreground),
+            "repair": _flow_form(flows.repair),
+        },
+        "peers": {
+            name: {
+                "ids": sorted(map(str, group.peers)),
+                "up": _limit(bandwidth.group_limits(name).up),
+                "down": _limit(bandwidth.group_limits(name).down),
+                **_flow_form(flows.groups[name]),
+            }
+            for name, group in bandwidth.options.groups.items()
+        },
+    }
+
+
+def _limit(rate: float) -> int | None:
+    return None if rate == math.inf else int(rate)
+
+
+def _flow_form(flow: Flow) -> Form:
+    return {
+        "sent_bytes": flow.sent_bytes,
+        "received_bytes": flow.received_bytes,
+        "sent_bytes_per_second": round(flow.sent_rate),
+        "received_bytes_per_second": round(flow.received_rate),
     }
 
 

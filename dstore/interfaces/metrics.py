@@ -32,6 +32,7 @@ from prometheus_client.registry import Collector
 from dstore import __version__
 from dstore.core.erasure import engine_name
 from dstore.errors import DstoreError
+from dstore.service.bandwidth import Flow, Flows
 from dstore.service.node import Node
 from dstore.service.progress import NodeStatus
 from dstore.storage.rows import SlotTotal
@@ -155,13 +156,7 @@ class _NodeCollector(Collector):
         )
         yield _gauge("dstore_dht_peers", "Peers in the DHT routing table", node.routing.table_size)
         yield _gauge("dstore_dht_records", "Provider records kept for others", node.routing.records)
-        shaper = node.bandwidth.shaper if node.bandwidth is not None else None
-        carried = CounterMetricFamily(
-            "dstore_peer_traffic_bytes", "Bytes on connections to peers", labels=("direction",)
-        )
-        carried.add_metric(["sent"], shaper.sent_bytes if shaper else 0)
-        carried.add_metric(["received"], shaper.received_bytes if shaper else 0)
-        yield carried
+        yield from _traffic(node)
         if self.stored.status is not None:
             yield _gauge(
                 "dstore_uptime_seconds",
@@ -234,6 +229,33 @@ class _NodeCollector(Collector):
             failures.add_metric([worker.name], worker.failures)
         yield steps
         yield failures
+
+
+def _traffic(node: Node) -> Iterator[Metric]:
+    """Zeros where the network is no real one."""
+    none = Flow(0, 0, 0, 0)
+    flows = node.bandwidth.flows() if node.bandwidth is not None else Flows(none, none, {})
+    classes = {"foreground": flows.foreground, "repair": flows.repair}
+    total = "Bytes on connections to peers"
+    for name, text, labelled in (
+        ("dstore_peer_traffic", total, {"": flows.total}),
+        ("dstore_class_traffic", f"{total}, by what they were for", classes),
+        ("dstore_group_traffic", f"{total} of a configured group", flows.groups),
+    ):
+        label = {"dstore_class_traffic": "traffic", "dstore_group_traffic": "peers"}.get(name)
+        labels = ("direction",) if label is None else (label, "direction")
+        carried = CounterMetricFamily(f"{name}_bytes", text, labels=labels)
+        rate = GaugeMetricFamily(
+            f"{name}_bytes_per_second", f"{text}, a second of late", labels=labels
+        )
+        for key, flow in labelled.items():
+            before = [] if label is None else [key]
+            carried.add_metric([*before, "sent"], flow.sent_bytes)
+            carried.add_metric([*before, "received"], flow.received_bytes)
+            rate.add_metric([*before, "sent"], flow.sent_rate)
+            rate.add_metric([*before, "received"], flow.received_rate)
+        yield carried
+        yield rate
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from dstore.config import Config, parse_duration, parse_periods, parse_rate, parse_size
+from dstore.config import (
+    BandwidthSection,
+    Config,
+    parse_duration,
+    parse_peers,
+    parse_periods,
+    parse_rate,
+    parse_size,
+)
 from dstore.core import wire
 from dstore.core.bandwidth import Limits
 from dstore.network.routing import RoutingOptions
-from dstore.service.bandwidth import BandwidthOptions
+from dstore.service.bandwidth import BandwidthOptions, PeerGroup
 from dstore.service.node import NodeOptions
 
 
@@ -25,12 +33,22 @@ def node_options(config: Config) -> NodeOptions:
         announce=config.network.announce,
         bootstrap=config.network.bootstrap,
         connections_max=config.network.connections_max,
-        bandwidth=BandwidthOptions(
-            Limits(parse_rate(config.bandwidth.up), parse_rate(config.bandwidth.down)),
-            parse_periods(config.bandwidth.schedule),
-            config.bandwidth.lan,
-        ),
+        bandwidth=_bandwidth(config.bandwidth),
         routing=RoutingOptions(
             protocol=config.network.dht_protocol, mode="client" if client else "server"
         ),
+    )
+
+
+def _bandwidth(section: BandwidthSection) -> BandwidthOptions:
+    return BandwidthOptions(
+        Limits(parse_rate(section.up), parse_rate(section.down), parse_rate(section.repair)),
+        parse_periods(section.schedule),
+        section.lan,
+        {
+            name: PeerGroup(
+                parse_peers(group.ids), Limits(parse_rate(group.up), parse_rate(group.down))
+            )
+            for name, group in section.peers.items()
+        },
     )

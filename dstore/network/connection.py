@@ -23,6 +23,7 @@ from dstore.network.addresses import Endpoint
 from dstore.network.identify import Identified
 from dstore.network.negotiate import accept, proposal, propose
 from dstore.network.noise import NOISE_PROTOCOL, NoiseTransport
+from dstore.network.shaping import Line
 from dstore.network.tcp import TcpConnection
 from dstore.network.yamux import YAMUX_PROTOCOL, YamuxSession, YamuxStream
 
@@ -67,6 +68,10 @@ class HostStream:
     def close_write(self) -> Coroutine[Any, Any, None]:
         return self._stream.close_write()
 
+    def on_arrival(self, told: Callable[[int], None]) -> None:
+        """Have `told` called with the size of what comes, when it comes."""
+        self._stream.on_arrival = told
+
     async def close(self) -> None:
         await self._stream.close()
         self._ended()
@@ -104,10 +109,11 @@ class Connection:
     """An established connection.  `outbound` tells who dialled."""
 
     def __init__(
-        self, peer: PeerId, remote: Endpoint, session: YamuxSession, *, outbound: bool
+        self, peer: PeerId, raw: TcpConnection, session: YamuxSession, *, outbound: bool
     ) -> None:
         self.peer = peer
-        self.remote = remote
+        self.remote: Endpoint = raw.remote
+        self.line: Line = raw.line
         self.outbound = outbound
         self.opened_at = trio.current_time()
         self.identity: Identified | None = None
@@ -229,10 +235,11 @@ async def _upgrade(
         raise ProtocolViolation(f"{raw.remote} has no usable peer id") from error
     if expected is not None and peer != expected:
         raise ProtocolViolation(f"{raw.remote} is {peer}, not {expected}")
+    raw.line.belongs_to(peer)
     secured = _Secured(session)
     if expected is not None:
         await propose(secured, [YAMUX_PROTOCOL])
     else:
         await accept(secured, YAMUX_PROTOCOL.__eq__)
     muxed = YamuxSession(session, session.get_remote_peer())
-    return Connection(peer, raw.remote, muxed, outbound=expected is not None)
+    return Connection(peer, raw, muxed, outbound=expected is not None)

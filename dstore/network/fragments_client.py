@@ -16,6 +16,7 @@ from typing import TypeVar
 import trio
 
 from dstore.core import wire
+from dstore.core.bandwidth import Traffic
 from dstore.core.cid import CID
 from dstore.core.peerid import PeerId
 from dstore.core.wirecodec import decode_answer, digest_of, encode_request
@@ -119,12 +120,19 @@ class _Pool:
 
 
 class FragmentsClient:
-    """One per node, safe for many tasks at once.  All methods raise Unreachable,
-    ConnectionLost, DeadlineExceeded, ProtocolViolation and Refused (with a `wire.Refusal` as
-    `reason`); all requests may be repeated."""
+    """One per node and class of traffic, safe for many tasks at once.  All methods raise
+    Unreachable, ConnectionLost, DeadlineExceeded, ProtocolViolation and Refused (with a
+    `wire.Refusal` as `reason`); all requests may be repeated."""
 
-    def __init__(self, network: Network, runtime: Runtime) -> None:
+    def __init__(
+        self, network: Network, runtime: Runtime, traffic: Traffic = Traffic.FOREGROUND
+    ) -> None:
+        """`traffic`: what is asked and sent as repair comes after the foreground, here and at
+        the peer; at one that does not know of the difference, here alone."""
         self._network = network
+        self._protocols = [wire.PROTOCOL]
+        if traffic is Traffic.REPAIR:
+            self._protocols.insert(0, wire.REPAIR_PROTOCOL)
         self._workers = runtime.workers
         self._pools: dict[PeerId, _Pool] = {}
         self._closed = False
@@ -339,7 +347,7 @@ class FragmentsClient:
             if link is None:
                 open_seconds = silence_seconds or _OPEN_SECONDS
                 with trio.move_on_after(open_seconds) as scope:
-                    link = FragmentStream(await self._network.open_stream(peer, [wire.PROTOCOL]))
+                    link = FragmentStream(await self._network.open_stream(peer, self._protocols))
                 if link is None or scope.cancelled_caught:
                     raise DeadlineExceeded(f"no stream to {peer} within {open_seconds} s")
             exchange = _Exchange(link, silence_seconds)

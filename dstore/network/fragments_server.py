@@ -114,7 +114,8 @@ def serve_fragments(
     """Serve the protocol on the network from now on; streams end with the network.
     `on_fault` hears of every rule that a peer breaks."""
     server = FragmentsServer(holder, runtime, on_fault or (lambda peer, kind, detail: None))
-    network.set_handler(wire.PROTOCOL, server.serve_stream)
+    for protocol in (wire.PROTOCOL, wire.REPAIR_PROTOCOL):
+        network.set_handler(protocol, server.serve_stream)
     return server
 
 

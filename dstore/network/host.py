@@ -8,18 +8,16 @@ does wrong ends its stream or its connection, never the node.
 from __future__ import annotations
 
 import logging
-import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import trio
 
 from dstore.core.peerid import PeerId
 from dstore.errors import (
-    ConfigError,
     ConnectionLost,
     DeadlineExceeded,
     NetworkError,
@@ -37,14 +35,16 @@ from dstore.limits import (
     PINGS_PER_PEER_MAX,
     REQUEST_SECONDS,
 )
-from dstore.network.addresses import Endpoint, dialable, parse_endpoint
+from dstore.network.addresses import Endpoint
 from dstore.network.bootstrap import bootstrap_targets, stay_connected
 from dstore.network.connection import Connection, HostStream
 from dstore.network.identify import IDENTIFY, IDENTIFY_PUSH, Identified, describe, read
 from dstore.network.identity import key_pair_of, peer_id_of
 from dstore.network.negotiate import accept, propose
 from dstore.network.noise import NoiseTransport
+from dstore.network.own_addresses import checked, written_out
 from dstore.network.ping import PING, measure, serve_ping
+from dstore.network.repair_stream import RepairStream
 from dstore.network.shaping import Shaper
 from dstore.network.streams import BufferedReader, PeerAddresses, Stream, StreamHandler, frame
 from dstore.network.swarm import Swarm, SwarmLimits
@@ -66,6 +66,10 @@ class HostOptions:
     dial_seconds: float = DIAL_SECONDS
     handshake_seconds: float = HANDSHAKE_SECONDS
     limit_lan: bool = False  # whether bandwidth limits hold on the local network too
+    peer_groups: Mapping[str, frozenset[PeerId]] = field(default_factory=dict)
+    """Peers with bandwidth limits of their own, by a name."""
+    repair_protocols: frozenset[str] = frozenset()
+    """Spoken for maintenance only: their streams come after all others (decision 0012)."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,12 @@ class Libp2pHost:
     ) -> None:
         self._options = options
         self._seed = seed
-        self.shaper = Shaper(lan=options.limit_lan)
+        self.shaper = Shaper(options.peer_groups, lan=options.limit_lan)
         self._runtime = runtime
         self._nursery = nursery
         self._peer_id = peer_id_of(seed)
         self._bootstrap = bootstrap_targets(options.bootstrap)
-        self._announce = _checked("network.announce", options.announce)
+        self._announce = checked("network.announce", options.announce)
         self._started = int(runtime.clock.now())
         self._served: Counter[PeerId] = Counter()
         self._pings: Counter[PeerId] = Counter()
@@ -126,7 +130,7 @@ class Libp2pHost:
     def listening(self) -> Sequence[str]:
         """Multiaddrs listened on, with true ports.  A wildcard is written out as loopback
         and the address of the default route."""
-        return [str(e) for listening in self._swarm.listening for e in _written_out(listening)]
+        return [str(e) for listening in self._swarm.listening for e in written_out(listening)]
 
     async def connect(self, target: PeerAddresses) -> None:
         """Have a connection to the peer.  Raises Unreachable or DeadlineExceeded."""
@@ -139,13 +143,20 @@ class Libp2pHost:
         target = PeerAddresses(peer)
         connection = await self._swarm.dial(target)
         try:
-            return await self._open_on(connection, protocols)
+            stream = await self._open_on(connection, protocols)
+            return self._in_class(stream, protocols[0])
         except ConnectionLost:
             # A connection that was just ending, or gave way to one dialled from the other
             # side, is no reason to fail: nothing was asked of the peer yet.
             if self._swarm.connection(peer) is connection:
                 raise
-        return await self._open_on(await self._swarm.dial(target), protocols)
+        stream = await self._open_on(await self._swarm.dial(target), protocols)
+        return self._in_class(stream, protocols[0])
+
+    def _in_class(self, stream: HostStream, wanted: str) -> Stream:
+        """The stream as it is, or for repair where that is what `wanted` was wanted for,
+        whatever the peer speaks in its place."""
+        return RepairStream(stream) if wanted in self._options.repair_protocols else stream
 
     async def _open_on(self, connection: Connection, protocols: Sequence[str]) -> HostStream:
         stream: HostStream | None = None
@@ -314,7 +325,7 @@ class Libp2pHost:
                     stream.protocol = await accept(stream, self._handlers.__contains__)
             except trio.TooSlowError as error:
                 raise DeadlineExceeded("no protocol was proposed in time") from error
-            await self._handlers[stream.protocol](stream)
+            await self._handlers[stream.protocol](self._in_class(stream, stream.protocol))
             with trio.move_on_after(CLOSE_SECONDS) as closing:
                 await stream.close()
             if closing.cancelled_caught:
@@ -464,35 +475,3 @@ def _count_down(counter: Counter[PeerId], peer: PeerId) -> None:
     counter[peer] -= 1
     if not counter[peer]:
         del counter[peer]
-
-
-def _checked(key: str, addresses: Sequence[str]) -> list[str]:
-    """The addresses in canonical text.  Raises ConfigError where one is not dialable."""
-    usable = dialable(addresses)
-    if len(usable) < len(set(addresses)):
-        bad = [address for address in addresses if not dialable([address])]
-        raise ConfigError([f"{key}: not a TCP multiaddr that can be dialled: {a}" for a in bad])
-    return usable
-
-
-def _written_out(listening: Endpoint) -> list[Endpoint]:
-    """The endpoints behind a wildcard address; any other as it is."""
-    ip = listening.ip
-    if ip is None or not ip.is_unspecified:
-        return [listening]
-    family, loopback, far = (
-        (socket.AF_INET, "127.0.0.1", "192.0.2.1")
-        if ip.version == 4
-        else (socket.AF_INET6, "::1", "2001:db8::1")
-    )
-    found = [loopback]
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((far, 9))  # picks a route; sends nothing
-            found.append(probe.getsockname()[0])
-        except OSError:
-            pass  # no route out: loopback is all there is
-    return [
-        parse_endpoint(f"/ip{ip.version}/{host}/tcp/{listening.port}")
-        for host in dict.fromkeys(found)
-    ]

@@ -14,7 +14,7 @@ from libp2p.io.exceptions import ConnectionClosedError
 from dstore.errors import ConnectionLost, ProtocolViolation
 from dstore.limits import HANDSHAKE_BYTES_MAX, RAW_READ_BYTES
 from dstore.network.addresses import Endpoint, endpoint_of_socket
-from dstore.network.shaping import Shaper
+from dstore.network.shaping import Line, Shaper
 
 if TYPE_CHECKING:
     from multiaddr import Multiaddr
@@ -33,9 +33,8 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
     ) -> None:
         """Raises OSError where the peer has left already."""
         self.is_initiator = is_initiator
-        self._shaper = shaper or Shaper()
         self.remote: Endpoint = endpoint_of_socket(*stream.socket.getpeername()[:2])
-        self._near = not self.remote.is_public
+        self.line = Line(shaper or Shaper(), near=not self.remote.is_public)
         self._stream = stream
         self._ahead = b""
         self.heard_at = trio.current_time()  # when bytes last came
@@ -59,13 +58,13 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
 
     async def _read(self, max_bytes: int) -> bytes:
         if not self._ahead:
+            await self.line.before_receiving()
             try:
-                turn = self._shaper.turn_down(near=self._near)
-                data = await self._stream.receive_some(turn)
+                data = await self._stream.receive_some(self.line.turn_down())
                 self.heard_at = trio.current_time()
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise TcpLost(f"connection to {self.remote}: {error}") from error
-            await self._shaper.after_receiving(len(data), near=self._near)
+            self.line.received(len(data))
             if len(data) <= max_bytes:
                 return bytes(data)
             self._ahead = bytes(data)
@@ -80,8 +79,8 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
         """All of `data`.  Raises ConnectionLost."""
         view = memoryview(data)
         while view:
-            piece = view[: self._shaper.turn_up(near=self._near)]
-            await self._shaper.before_sending(len(piece), near=self._near)
+            piece = view[: self.line.turn_up()]
+            await self.line.before_sending(len(piece))
             try:
                 await self._stream.send_all(piece)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:

@@ -7,6 +7,7 @@ the session's (`network/yamux.py`).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -55,6 +56,7 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc] # libp2p is untyped
         self._write_shut = False
         self._shut = False  # closed here, both ways
         self._lost: str | None = None
+        self.on_arrival: Callable[[int], None] | None = None  # called with the size of what comes
 
     async def read_some(self, max_bytes: int = STREAM_READ_BYTES_MAX) -> bytes:
         """At least one byte, at most `max_bytes`; b"" after the peer closed its side.
@@ -214,6 +216,8 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc] # libp2p is untyped
 
     def received(self, data: bytes) -> None:
         """Keep `data` until it is read; its window bounds how much there can be."""
+        if self.on_arrival is not None:
+            self.on_arrival(len(data))
         chunks = self._chunks
         if len(data) >= _SMALL_BYTES:
             chunks.append(data)

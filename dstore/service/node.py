@@ -446,6 +446,8 @@ async def open_node(
             agent=f"dstore/{__version__}",
             connections_max=options.connections_max,
             limit_lan=options.bandwidth.lan,
+            peer_groups=options.bandwidth.members,
+            repair_protocols=frozenset({wire.REPAIR_PROTOCOL}),
         )
         async with (
             open_stores(home, options, runtime) as stores,

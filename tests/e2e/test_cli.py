@@ -287,5 +287,15 @@ def test_bandwidth_is_limited_and_let_go_while_the_node_runs(net: Net) -> None:
     wrong = command("bandwidth", "--home", home, "--up", "fast")
     assert wrong.returncode == 2
     assert b"not a size" in wrong.stderr
+    slow = form("bandwidth", "--home", home, "--repair", "1MB/s")
+    assert (slow["up"], slow["repair"], slow["traffic"]["repair"]["sent_bytes"]) == (
+        5000000,
+        1000000,
+        0,
+    )
+    unknown = command("bandwidth", "--home", home, "--peers", "office", "--up", "1MB/s")
+    assert unknown.returncode == 2
+    assert b"no peers are configured as 'office'" in unknown.stderr
+    assert command("bandwidth", "--home", home).stdout.startswith(b"up ")
     back = form("bandwidth", "--home", home, "--reset")
     assert (back["up"], back["down"], back["overridden"]) == (None, None, False)

@@ -21,7 +21,9 @@ from dstore.config import (
     parse_size,
 )
 from dstore.core.bandwidth import Limits
+from dstore.core.peerid import PeerId
 from dstore.errors import ConfigError
+from dstore.interfaces.settings import node_options
 
 NODE_TOML = Path(__file__).parents[2] / "configs" / "node.toml"
 
@@ -162,6 +164,27 @@ def test_bandwidth_rates_and_periods() -> None:
     for wrong in ("always up=1MB/s", "8-18 up=1MB/s", "08:00-08:00 up=1MB/s", "25:00-26:00 up=0"):
         with pytest.raises(ValueError, match=r"period|hours"):
             parse_periods([wrong])
+
+
+def test_peers_with_limits_of_their_own() -> None:
+    one = str(PeerId.of_ed25519(bytes(32)))
+    text = f'[bandwidth.peers.office]\nids = ["{one}"]\nup = "1 MB/s"\n'
+    config = parse_config(text, {})
+    office = node_options(config).bandwidth.groups["office"]
+    assert office.peers == {PeerId.parse(one)}
+    assert office.limits == Limits(up=1e6)
+    assert parse_config(commented(config), {}) == config
+    for wrong, fault in (
+        (text + text.replace("office", "home"), "is in office and in home"),
+        (text.replace("1 MB/s", "fast"), "not a size"),
+        (text.replace(one, "nobody"), "peer id"),
+        (text.replace("ids", "id"), "unknown"),
+        (text.replace("office", '"a b"'), "match"),
+    ):
+        with pytest.raises(ConfigError, match=fault):
+            parse_config(wrong, {})
+    with pytest.raises(ConfigError, match="unknown variable"):
+        parse_config("", {"DSTORE_BANDWIDTH_PEERS": "office"})
 
 
 def test_bandwidth_of_the_environment_keeps_its_words_together() -> None:

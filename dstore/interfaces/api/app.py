@@ -18,10 +18,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dstore.config import parse_rate
-from dstore.core.bandwidth import Limits
 from dstore.core.cid import CID
 from dstore.errors import CallerError, ConfigError, DstoreError, InvalidPath, NodeError
+from dstore.interfaces.api.bandwidth import override
 from dstore.interfaces.api.guard import Guard
 from dstore.interfaces.api.requests import BodyChunks, json_of, query_of
 from dstore.interfaces.api.streams import BYTES, LINES, Progressing, Streamed, listing, tree
@@ -221,22 +220,10 @@ class _Routes:
         if request.method == "POST":
             given = await json_of(request)
             if flag(given, "reset"):
-                bandwidth.override(None)
+                bandwidth.reset()
             else:
-                now = bandwidth.limits
-                up, down = (
-                    _rate(given, name) if name in given else kept
-                    for name, kept in (("up", now.up), ("down", now.down))
-                )
-                bandwidth.override(Limits(up, down))
+                override(bandwidth, given)
         return _json(bandwidth_form(bandwidth))
-
-
-def _rate(given: Form, name: str) -> float:
-    try:
-        return parse_rate(_text(given, name))
-    except ValueError as error:
-        raise CallerError(f"{name}: {error}") from error
 
 
 def _text(given: Form, name: str) -> str:

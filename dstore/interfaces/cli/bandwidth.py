@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,8 +15,18 @@ from dstore.interfaces.cli.options import home_option, json_option, say, say_for
 @json_option
 @click.option("--up", metavar="RATE", help='What is sent, like "5 MB/s"; 0 is no limit.')
 @click.option("--down", metavar="RATE", help="What is received.")
+@click.option("--repair", metavar="RATE", help="Of each of these, the part for repair.")
+@click.option("--peers", metavar="NAME", help="Set --up and --down of these peers alone.")
 @click.option("--reset", is_flag=True, help="Those of the configuration again.")
-def bandwidth(home: Path, as_json: bool, up: str | None, down: str | None, reset: bool) -> None:
+def bandwidth(
+    home: Path,
+    as_json: bool,
+    up: str | None,
+    down: str | None,
+    repair: str | None,
+    peers: str | None,
+    reset: bool,
+) -> None:
     """Show the limits on traffic with peers, or change them until the node stops.
 
     What holds from its next start on stands in node.toml, under [bandwidth].
@@ -23,20 +34,38 @@ def bandwidth(home: Path, as_json: bool, up: str | None, down: str | None, reset
     from dstore.interfaces.client import Client
 
     client = Client.of_home(home)
-    given = {name: rate for name, rate in (("up", up), ("down", down)) if rate is not None}
-    if reset and given:
-        raise click.UsageError("--reset goes without --up and --down")
-    if reset or given:
-        form = client.post("/v1/bandwidth", {"reset": True} if reset else given)
+    rates = (("up", up), ("down", down), ("repair", repair))
+    given = {name: rate for name, rate in rates if rate is not None}
+    if reset and (given or peers is not None):
+        raise click.UsageError("--reset goes without any other limit")
+    if peers is not None and (repair is not None or not given):
+        raise click.UsageError("--peers goes with --up, --down or both")
+    if reset:
+        form = client.post("/v1/bandwidth", {"reset": True})
+    elif given:
+        form = client.post("/v1/bandwidth", given if peers is None else {"peers": {peers: given}})
     else:
         form = client.get("/v1/bandwidth")
     if as_json:
         say_form(form)
-        return
-    say(f"up    {_rate(form['up'])}")
-    say(f"down  {_rate(form['down'])}")
+    else:
+        _tell(form)
+
+
+def _tell(form: dict[str, Any]) -> None:
+    repair = form["traffic"]["repair"]
+    say(f"up      {_rate(form['up'])} (now {_rate(form['sent_bytes_per_second'])})")
+    say(f"down    {_rate(form['down'])} (now {_rate(form['received_bytes_per_second'])})")
+    say(
+        f"repair  {_rate(form['repair'])} (now {_rate(repair['sent_bytes_per_second'])} up, "
+        f"{_rate(repair['received_bytes_per_second'])} down)"
+    )
+    for name, group in form["peers"].items():
+        say(f"peers {name} ({len(group['ids'])}):")
+        say(f"  up    {_rate(group['up'])} (now {_rate(group['sent_bytes_per_second'])})")
+        say(f"  down  {_rate(group['down'])} (now {_rate(group['received_bytes_per_second'])})")
     if not form["lan"]:
-        say("peers on the local network are not limited")
+        say("other peers on the local network are not limited")
     if form["overridden"]:
         say("set until the node stops; --reset takes it back")
 

@@ -12,7 +12,7 @@ from trio.testing import MockClock, memory_stream_pair
 from dstore.core.bandwidth import Limits
 from dstore.limits import BANDWIDTH_BURST_BYTES, BANDWIDTH_BYTES_PER_SECOND_MIN, KIB
 from dstore.network.host import HostOptions, open_host
-from dstore.network.shaping import Shaper
+from dstore.network.shaping import Line, Shaper
 from dstore.network.streams import PeerAddresses, Stream
 from dstore.network.tcp import TcpConnection
 from dstore.network.yamux import YamuxSession, YamuxStream
@@ -22,9 +22,10 @@ RATE = 1000 * KIB
 
 
 async def _send(shaper: Shaper, pieces: int, *, near: bool = False) -> float:
+    line = Line(shaper, near=near)
     begun = trio.current_time()
     for _ in range(pieces):
-        await shaper.before_sending(64 * KIB, near=near)
+        await line.before_sending(64 * KIB)
     return trio.current_time() - begun
 
 
@@ -34,7 +35,7 @@ async def test_bytes_go_at_the_rate(autojump_clock: MockClock) -> None:
     seconds = await _send(shaper, 160)
     burst = max(RATE / 10, BANDWIDTH_BURST_BYTES)
     assert seconds == pytest.approx((160 * 64 * KIB - burst) / RATE, rel=0.01)
-    assert shaper.sent_bytes == 160 * 64 * KIB
+    assert shaper.total.up.carried_bytes == 160 * 64 * KIB
 
 
 async def test_directions_are_apart_and_the_local_network_is_exempt(
@@ -42,7 +43,9 @@ async def test_directions_are_apart_and_the_local_network_is_exempt(
 ) -> None:
     shaper = Shaper()
     shaper.limit(Limits(up=RATE))
-    await shaper.after_receiving(1 << 30, near=False)
+    line = Line(shaper, near=False)
+    line.received(1 << 30)
+    await line.before_receiving()
     assert await _send(shaper, 160, near=True) == 0
     shaper.lan = True
     assert await _send(shaper, 160, near=True) > 9
@@ -55,7 +58,7 @@ async def test_those_who_share_a_limit_fare_alike(autojump_clock: MockClock) -> 
 
     async def go_on(number: int) -> None:
         while True:
-            await shaper.before_sending(64 * KIB, near=False)
+            await Line(shaper, near=False).before_sending(64 * KIB)
             sent[number] += 1
 
     with trio.move_on_after(30):
@@ -71,7 +74,9 @@ async def test_a_changed_limit_wakes_those_who_wait(autojump_clock: MockClock) -
     async with trio.open_nursery() as nursery:
 
         async def receive() -> None:
-            await shaper.after_receiving(1000 * RATE, near=False)
+            line = Line(shaper, near=False)
+            line.received(1000 * RATE)
+            await line.before_receiving()
 
         nursery.start_soon(receive)
         await trio.sleep(10)
@@ -101,8 +106,8 @@ async def test_a_limited_host_still_talks() -> None:
             nursery.start_soon(stream.write, data)
             while got < len(data):
                 got += len(await stream.read_some())
-        assert a.shaper.sent_bytes > len(data)
-        assert a.shaper.received_bytes > len(data)
+        assert a.shaper.total.up.carried_bytes > len(data)
+        assert a.shaper.total.down.carried_bytes > len(data)
 
 
 class _Socket:
@@ -184,7 +189,7 @@ async def test_many_busy_peers_share_the_least_limit_and_all_stay(
         assert [one.ending for one in (*here, *there)] == [None] * 2 * PEERS
         nursery.cancel_scope.cancel()
     if direction != "both":
-        carried = shaper.sent_bytes if up else shaper.received_bytes
+        carried = shaper.total.up.carried_bytes if up else shaper.total.down.carried_bytes
         assert carried == pytest.approx(rate * seconds, rel=0.05)
     assert min(shares) > 0.5 * rate * 120 / PEERS
 
@@ -196,8 +201,8 @@ async def test_who_gives_up_waiting_leaves_its_turn_to_the_others(
     shaper.limit(Limits(up=RATE))
     await _send(shaper, 2)
     with trio.move_on_after(0.001) as given_up:
-        await shaper.before_sending(100 * RATE, near=False)
+        await Line(shaper, near=False).before_sending(100 * RATE)
     assert given_up.cancelled_caught
     begun = trio.current_time()
-    await shaper.before_sending(64 * KIB, near=False)
+    await Line(shaper, near=False).before_sending(64 * KIB)
     assert trio.current_time() - begun < 1

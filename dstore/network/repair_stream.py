@@ -1,0 +1,57 @@
+"""A stream whose bytes come after those of the foreground: repair and other maintenance.
+
+A wrapper with the interface of `Stream`.  It hands little at a time to the connection, each
+piece when the limits have room for it, and takes little at a time from it, so that the peer's
+window holds the peer back.  Without a limit nothing waits; what a limit is, `shaping.py` knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dstore.core.peerid import PeerId
+from dstore.limits import STREAM_READ_BYTES_MAX
+from dstore.network.connection import HostStream
+
+
+class RepairStream:
+    """A `Stream` over another one that is given up to it."""
+
+    def __init__(self, stream: HostStream) -> None:
+        self._stream = stream
+        self._line = stream.connection.line
+        stream.on_arrival(self._line.repair_arrived)
+
+    @property
+    def peer(self) -> PeerId:
+        return self._stream.peer
+
+    async def read_some(self, max_bytes: int = STREAM_READ_BYTES_MAX) -> bytes:
+        data = await self._stream.read_some(min(max_bytes, self._line.repair_turn_down()))
+        if data:
+            await self._line.after_repair_took(len(data))
+        return data
+
+    async def read_pieces(self, max_bytes: int) -> Sequence[bytes]:
+        pieces = await self._stream.read_pieces(min(max_bytes, self._line.repair_turn_down()))
+        if pieces:
+            await self._line.after_repair_took(sum(map(len, pieces)))
+        return pieces
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        with memoryview(data) as given, given.cast("B") as view:
+            position = 0
+            while position < len(view):
+                piece = view[position : position + self._line.repair_turn_up()]
+                await self._line.before_repair_sends(len(piece))
+                await self._stream.write(piece)
+                position += len(piece)
+
+    async def close_write(self) -> None:
+        await self._stream.close_write()
+
+    async def close(self) -> None:
+        await self._stream.close()
+
+    async def reset(self) -> None:
+        await self._stream.reset()

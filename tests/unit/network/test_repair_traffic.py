@@ -1,0 +1,222 @@
+"""Repair behind the foreground, and limits of named peers, with the clock in hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from dstore.core.bandwidth import Limits
+from dstore.core.peerid import PeerId
+from dstore.limits import BANDWIDTH_REPAIR_SHARE, KIB
+from dstore.network.host import HostOptions, Libp2pHost, open_host
+from dstore.network.shaping import Line, Shaper
+from dstore.network.streams import PeerAddresses, Stream
+from dstore.runtime import Runtime
+
+RATE = 1e6
+SECONDS = 10  # of the mock clock
+PEER = PeerId.of_ed25519(b"\1" * 32)
+
+
+class Traffic:
+    """What goes through lines for ten seconds, sent or received."""
+
+    def __init__(self, shaper: Shaper, direction: str) -> None:
+        self.shaper = shaper
+        self._sends = direction == "up"
+
+    async def read(self, line: Line | None = None, piece: int = 8 * KIB) -> None:
+        line = line or Line(self.shaper, near=False)
+        while True:
+            if self._sends:
+                await line.before_sending(piece)
+            else:
+                await line.before_receiving()
+                line.received(piece)
+
+    async def repair(self, line: Line | None = None) -> None:
+        line = line or Line(self.shaper, near=False)
+        while True:
+            if self._sends:
+                size = line.repair_turn_up()
+                await line.before_repair_sends(size)
+                await line.before_sending(size)
+            else:
+                size = line.repair_turn_down()
+                line.received(size)
+                line.repair_arrived(size)
+                await line.before_receiving()
+                await line.after_repair_took(size)
+
+    def counts(self) -> tuple[int, int]:
+        """Bytes of all and, of these, of repair."""
+        at = 0 if self._sends else 1
+        return self.shaper.total.counted[at], self.shaper.repair.counted[at]
+
+    async def ten_seconds(self) -> tuple[float, float]:
+        """Bytes a second of the foreground and of repair."""
+        total, repair = self.counts()
+        await trio.sleep(SECONDS)
+        after, after_repair = self.counts()
+        return (after - total - after_repair + repair) / 10, (after_repair - repair) / 10
+
+
+@pytest.fixture(params=["up", "down"])
+def traffic(request: pytest.FixtureRequest) -> Traffic:
+    return Traffic(Shaper(), request.param)
+
+
+@asynccontextmanager
+async def running(*tasks: object) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        for task in tasks:
+            nursery.start_soon(task)  # type: ignore[arg-type]  # coroutine functions
+        await trio.sleep(SECONDS / 10)  # past the first burst
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def test_repair_keeps_its_own_limit(traffic: Traffic, autojump_clock: MockClock) -> None:
+    traffic.shaper.limit(Limits(repair=RATE))
+    async with running(traffic.repair, traffic.repair, traffic.repair):
+        assert (await traffic.ten_seconds())[1] == pytest.approx(RATE, rel=0.05)
+        traffic.shaper.limit(Limits(repair=3 * RATE))
+        assert (await traffic.ten_seconds())[1] == pytest.approx(3 * RATE, rel=0.05)
+
+
+async def test_repair_alone_has_the_whole_limit(
+    traffic: Traffic, autojump_clock: MockClock
+) -> None:
+    traffic.shaper.limit(Limits(RATE, RATE))
+    async with running(traffic.repair, traffic.repair):
+        assert (await traffic.ten_seconds())[1] == pytest.approx(RATE, rel=0.05)
+
+
+async def test_the_foreground_goes_first_and_repair_is_not_starved(
+    traffic: Traffic, autojump_clock: MockClock
+) -> None:
+    traffic.shaper.limit(Limits(RATE, RATE))
+    async with running(traffic.read, traffic.repair, traffic.repair, traffic.repair):
+        foreground, repair = await traffic.ten_seconds()
+        assert foreground + repair == pytest.approx(RATE, rel=0.05)
+        assert foreground > 0.9 * RATE
+        assert repair == pytest.approx(RATE * BANDWIDTH_REPAIR_SHARE, rel=0.1)
+
+
+async def test_repair_fills_what_the_foreground_leaves(
+    traffic: Traffic, autojump_clock: MockClock
+) -> None:
+    traffic.shaper.limit(Limits(RATE, RATE))
+
+    async def read_now_and_then() -> None:
+        line = Line(traffic.shaper, near=False)
+        while True:
+            line.received(8 * KIB)
+            await line.before_receiving()
+            await line.before_sending(8 * KIB)
+            await trio.sleep(0.04)
+
+    async with running(read_now_and_then, traffic.repair):
+        foreground, repair = await traffic.ten_seconds()
+        assert foreground + repair == pytest.approx(RATE, rel=0.05)
+        assert foreground > 0.1 * RATE
+
+
+async def test_the_local_network_is_exempt_from_the_limit_of_repair(
+    traffic: Traffic, autojump_clock: MockClock
+) -> None:
+    traffic.shaper.limit(Limits(RATE, RATE, RATE))
+    begun = trio.current_time()
+    line = Line(traffic.shaper, near=True)
+    await line.before_repair_sends(1 << 30)
+    await line.after_repair_took(1 << 30)
+    assert trio.current_time() == begun
+
+
+async def test_named_peers_have_a_limit_of_their_own_beside_that_of_all(
+    autojump_clock: MockClock,
+) -> None:
+    shaper = Shaper({"office": {PEER}})
+    traffic = Traffic(shaper, "up")
+    named = Line(shaper, near=True)  # the local network is exempt, named peers are not
+    named.belongs_to(PEER)
+    office = shaper.groups["office"]
+    office.limit(RATE, math.inf)
+    async with running(lambda: traffic.read(named)):
+        before = office.up.carried_bytes
+        await trio.sleep(SECONDS)
+        assert office.up.carried_bytes - before == pytest.approx(10 * RATE, rel=0.05)
+        shaper.limit(Limits(up=RATE / 2))
+        shaper.lan = True
+        await trio.sleep(SECONDS / 10)
+        before = office.up.carried_bytes
+        await trio.sleep(SECONDS)
+        assert office.up.carried_bytes - before == pytest.approx(5 * RATE, rel=0.05)
+    assert Line(shaper, near=True).turn_up() < 256 * KIB
+
+
+async def test_of_named_peers_the_foreground_goes_first(autojump_clock: MockClock) -> None:
+    shaper = Shaper({"office": {PEER}})
+    traffic = Traffic(shaper, "up")
+    line = Line(shaper, near=False)
+    line.belongs_to(PEER)
+    shaper.groups["office"].limit(RATE, math.inf)
+    async with running(lambda: traffic.read(line), lambda: traffic.repair(line)):
+        foreground, repair = await traffic.ten_seconds()
+        assert foreground > 0.9 * RATE
+        assert repair == pytest.approx(RATE * BANDWIDTH_REPAIR_SHARE, rel=0.1)
+
+
+@pytest.mark.parametrize("speaks", ["/repair", "/usual"])
+async def test_streams_of_a_repair_protocol_wait_on_real_connections(speaks: str) -> None:
+    """The foreground of one peer beside its repair, over one connection; a peer that knows
+    no difference is repaired from behind the foreground all the same."""
+    options = HostOptions(limit_lan=True, repair_protocols=frozenset({"/repair"}))
+
+    async def give(stream: Stream) -> None:
+        while True:
+            await stream.write(bytes(64 * KIB))
+
+    async with (
+        open_host(options, b"\1" * 32, Runtime()) as a,
+        open_host(options, b"\2" * 32, Runtime()) as b,
+    ):
+        b.set_handler("/usual", give)
+        b.set_handler(speaks, give)
+        await a.connect(PeerAddresses(b.peer_id, tuple(b.addresses())))
+        a.shaper.limit(Limits(down=4 * RATE))
+        if speaks == "/repair":
+            b.shaper.limit(Limits(up=4 * RATE))
+        foreground, repair = await _received_beside(a, b.peer_id)
+    assert foreground > 8 * repair
+    assert repair > 0
+
+
+async def _received_beside(host: Libp2pHost, peer: PeerId) -> tuple[int, int]:
+    """Bytes of some seconds, once the streams' first windows have come."""
+    counts = [0, 0]
+    flowing, enough = trio.Event(), trio.Event()
+
+    async def take(number: int, protocols: list[str]) -> None:
+        stream = await host.open_stream(peer, protocols)
+        while True:
+            counts[number] += len(await stream.read_some())
+            if counts[0] > RATE * 4:
+                flowing.set()
+            if counts[0] > RATE * 14:
+                enough.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take, 0, ["/usual"])
+        nursery.start_soon(take, 1, ["/repair", "/usual"])
+        await flowing.wait()
+        before, begun = tuple(counts), trio.current_time()
+        await enough.wait()
+        assert trio.current_time() - begun > 2  # the limit holds
+        nursery.cancel_scope.cancel()
+    return counts[0] - before[0], counts[1] - before[1]
