@@ -5,12 +5,14 @@ set -eu
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 "$python" benchmarks/local_add.py --json
+"$python" benchmarks/local_add.py --files 3000 --json
 "$python" benchmarks/transport.py bulk --json
 "$python" benchmarks/transport.py bulk --streams 8 --json
 "$python" benchmarks/transport.py requests --json
 "$python" benchmarks/transport.py connect --json
 "$python" -m benchmarks.slow_senders --seconds 11 --json
-"$python" -m benchmarks.dht --lookups 40 --json
+"$python" -m benchmarks.dht --json
+"$python" -m benchmarks.dht_sim run
 "$python" -m benchmarks.protected --json
 "$python" -m benchmarks.sick_nodes --json
 "$python" -m benchmarks.fetch --json

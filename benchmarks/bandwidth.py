@@ -6,7 +6,9 @@ One node has a file; another, a client without a store, reads it through its gat
 given seconds, while the one's `up` or the other's `down` is limited over the API (loopback
 counts as the local network, so `bandwidth.lan` is on).  The figure is what the gateway's
 traffic counter says the connection carried, encryption and framing included, beside the limit.
-Then the limit is changed in the middle of one read.
+Then the limit is changed in the middle of one read; a third node reads the same file as
+repair beside the gateway, alone and together; and the gateway reads without any limit and, in
+turns, under one that is never reached.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -26,10 +29,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import trio
+
 from benchmarks.local_add import make_file
 from benchmarks.protected import DSTORE, dstore
+from dstore.core import dagpb, wire
+from dstore.core.bandwidth import Traffic
+from dstore.core.cid import CID
+from dstore.network.addresses import split_peer
+from dstore.network.fragments_client import FragmentsClient
+from dstore.network.host import HostOptions, open_host
+from dstore.network.streams import PeerAddresses
+from dstore.runtime import Runtime
 
 _FIRST_SECONDS = 1.0  # until the read flows
+_SHARED_MB_PER_S = 20.0
+_NEVER_REACHED = "20GB/s"
+_REPAIR_READERS = 2
+_REPAIR_BATCH = 16  # blocks asked for at once
 
 
 @contextmanager
@@ -81,6 +98,100 @@ def carried(at: dict[str, Any], seconds: float) -> float:
     return float(after - before) / (time.perf_counter() - begun)
 
 
+async def read_as_repair(address: str, root: str) -> None:
+    """Read the blocks of a file from one node again and again, as repair would."""
+    base, peer = split_peer(address)
+    assert peer is not None
+    options = HostOptions(limit_lan=True, repair_protocols=frozenset({wire.REPAIR_PROTOCOL}))
+    runtime = Runtime()
+    async with (
+        open_host(options, os.urandom(32), runtime) as host,
+        FragmentsClient(host, runtime, Traffic.REPAIR) as client,
+        trio.open_nursery() as nursery,
+    ):
+        await host.connect(PeerAddresses(peer, (base,)))
+
+        async def get(cids: list[CID]) -> list[bytes]:
+            async with client.get_blocks(peer, cids) as blocks:
+                return [data async for _, data in blocks if data is not None]
+
+        async def read() -> None:
+            while True:
+                (top,) = await get([CID.parse(root)])
+                for inner in dagpb.decode(top).links:
+                    (node,) = await get([inner.cid])
+                    leaves = [link.cid for link in dagpb.decode(node).links]
+                    for start in range(0, len(leaves), _REPAIR_BATCH):
+                        await get(leaves[start : start + _REPAIR_BATCH])
+
+        for _ in range(_REPAIR_READERS):
+            nursery.start_soon(read)
+
+
+@contextmanager
+def repairing(address: str, cid: str) -> Iterator[None]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.bandwidth", "--repair", address, cid]
+    )
+    try:
+        time.sleep(2 * _FIRST_SECONDS)
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def sent(at: dict[str, Any], seconds: float) -> tuple[float, float]:
+    """Bytes a second that a node sent for its foreground and for repair."""
+    before, begun = limit(at)["traffic"], time.perf_counter()
+    time.sleep(seconds)
+    after, took = limit(at)["traffic"], time.perf_counter() - begun
+    foreground, repair = (
+        (after[kind]["sent_bytes"] - before[kind]["sent_bytes"]) / took
+        for kind in ("foreground", "repair")
+    )
+    return foreground, repair
+
+
+def percents(shares: list[float], of: float) -> dict[str, float]:
+    """The median, the least and the most of rates as percent of one."""
+    found = sorted(round(100 * share / of, 1) for share in shares)
+    return {"median": statistics.median(found), "least": found[0], "most": found[-1]}
+
+
+def with_repair(
+    a: dict[str, Any], address: str, cid: str, seconds: float, runs: int
+) -> dict[str, Any]:
+    """While the gateway reads: what repair beside it takes, of the limit of both."""
+    rate, own = _SHARED_MB_PER_S * 1e6, _SHARED_MB_PER_S * 1e6 / 4
+    result: dict[str, Any] = {"shared_mb_per_s": _SHARED_MB_PER_S}
+    limit(a, up=f"{_SHARED_MB_PER_S}MB/s")
+    with repairing(address, cid):
+        both = [sent(a, seconds) for _ in range(runs)]
+        result["foreground_percent"] = percents([one for one, _ in both], rate)
+        result["repair_percent"] = percents([one for _, one in both], rate)
+        limit(a, up="0", repair=f"{own / 1e6}MB/s")
+        time.sleep(_FIRST_SECONDS)
+        alone = [sent(a, seconds)[1] for _ in range(runs)]
+        result["repair_of_its_own_limit_percent"] = percents(alone, own)
+    limit(a, repair="0")
+    return result
+
+
+def without_limit(a: dict[str, Any], b: dict[str, Any], runs: int) -> dict[str, Any]:
+    """The gateway's rate under a limit that is never reached, as percent of that without."""
+    ratios = []
+    for _ in range(runs):
+        rates = []
+        for up in ("0", _NEVER_REACHED):
+            limit(a, up=up)
+            time.sleep(_FIRST_SECONDS)
+            rates.append(carried(b, 5))
+        ratios.append(rates[1] / rates[0])
+    limit(a, up="0")
+    return percents(ratios, 1)
+
+
 def measure(work: Path, rates: list[float], seconds: float, runs: int) -> dict[str, Any]:
     path = work / "file"
     make_file(path, 2048)
@@ -117,6 +228,9 @@ def measure(work: Path, rates: list[float], seconds: float, runs: int) -> dict[s
                     round(before / 1e6, 1),
                     round(after / 1e6, 1),
                 ]
+                result["repair"] = with_repair(a, address, cid, seconds, runs)
+                print(f"repair: {result['repair']}", flush=True)
+                result["never_reached_percent"] = without_limit(a, b, runs)
             finally:
                 stop.set()
                 limit(a, up="0")
@@ -130,7 +244,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--repair", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.repair:
+        trio.run(read_as_repair, *options.repair)
+        return
     rates = [float(rate) for rate in options.rates.split(",")]
     with tempfile.TemporaryDirectory(prefix="dstore-bandwidth-") as work:
         result = measure(Path(work), rates, options.seconds, options.runs)
