@@ -10,6 +10,7 @@ python=.venv/bin/python
 "$python" benchmarks/transport.py bulk --streams 8 --json
 "$python" benchmarks/transport.py requests --json
 "$python" benchmarks/transport.py connect --json
+"$python" -m benchmarks.slow_reader --json
 "$python" -m benchmarks.slow_senders --seconds 11 --json
 "$python" -m benchmarks.dht --json
 "$python" -m benchmarks.dht_sim run
