@@ -176,13 +176,13 @@ class Lookup:
     def answered(self, peer: PeerId, closer: Iterable[PeerId], now: float) -> None:
         """`peer` answered, naming `closer` (at most as many as one message may hold)."""
         self.timed(peer, now)
-        self._not_waiting(peer)
         self._states[peer] = _State.ANSWERED
         self._subnets[peer] = self._where(peer)
         self.learn(closer)
 
     def timed(self, peer: PeerId, now: float) -> None:
         """`peer` answered, perhaps after the end of the search: so long do answers take."""
+        self._not_waiting(peer)
         asked_at = self._asked_at.pop(peer, None)
         if asked_at is not None:
             self._slowest_answer = max(self._slowest_answer, now - asked_at)

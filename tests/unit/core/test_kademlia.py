@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 
 import pytest
@@ -328,6 +329,20 @@ def test_beside_an_overdue_peer_another_is_asked_and_its_late_answer_counts() ->
     assert lookup.finished
     assert lookup.closest() == [near[0], near[2]]
     assert lookup.late() == [near[1]]
+
+
+def test_an_answer_after_the_end_is_timed_and_not_waited_for() -> None:
+    # Two answers can come at once: the first may end the search before its loop ticks again.
+    delays = Delays()
+    lookup = Lookup(0, OWN, delays=delays)
+    lookup.learn(PEERS[:2])
+    first, second = lookup.ask(0)
+    lookup.answered(first, [], 0.2)
+    lookup.timed(second, 0.3)
+    lookup.tick(60)
+    assert lookup.next_tick == math.inf
+    assert lookup.late() == []
+    assert delays.high == pytest.approx(0.3)
 
 
 def test_where_silent_peers_left_gaps_the_farthest_found_are_asked_around() -> None:
