@@ -1,6 +1,7 @@
 """The DHT's core on thousands of simulated nodes, and among Sybils.
 
     python benchmarks/dht_sim.py run --nodes 10000 --out FILE    # appends, one row a line
+    python benchmarks/dht_sim.py sessions --nodes 300 --out FILE
     python benchmarks/dht_sim.py sybils --out FILE
     python benchmarks/dht_sim.py table FILE
     python benchmarks/dht_sim.py plot FILE --out docs/performance
@@ -19,12 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from dstore.limits import KAD_BUCKET
+from dstore.testing.dht_churn import Churn
 from dstore.testing.dht_simulation import Outcome, Simulation, add_sybils
 
 Row = dict[str, Any]
 CONDITIONS = ("0 % dead", "10 % dead", "30 % dead", "50 % dead", "30 % replaced")
 LOOKUPS = 200
 PROVIDES = 100
+SESSION_MINUTES = (15, 60, 240)
+_MINUTE = 60.0
 
 
 def fresh_key(sim: Simulation) -> bytes:
@@ -94,6 +98,26 @@ def measure(nodes: int, condition: str, seed: int) -> Row:
     }
 
 
+def sessions(nodes: int, median_minutes: int, seed: int) -> Row:
+    """One row: an hour for the tables to age, half an hour of lookups and provides, and the
+    search for what was provided half an hour before."""
+    began = time.perf_counter()
+    churning = Churn(Simulation(seed), nodes, median_minutes * _MINUTE)
+    churning.run(60 * _MINUTE, 30 * _MINUTE, every=10.0, find_after=30 * _MINUTE)
+    report = churning.report
+    return {
+        "nodes": nodes,
+        "median_session_min": median_minutes,
+        "left": report.left,
+        "dead_in_tables": report.dead_in_tables,
+        **times(report.lookups, "lookup"),
+        "recall": statistics.fmean(report.recalls),
+        "found_30_min": statistics.fmean(report.found),
+        "upkeep": report.upkeep_messages / nodes / 120,
+        "wall": time.perf_counter() - began,
+    }
+
+
 def sybils(seeds: int, *, diverse: bool, subnets: int) -> Row:
     """200 honest nodes, 20 liars next to the key, for each seed."""
     good, found, confirmed, messages = [], [], [], []
@@ -135,6 +159,11 @@ HEADS = {
     "confirmed": "confirmed of 20",
     "found_early": "found, provided before",
     "found_late": "found, provided after",
+    "median_session_min": "median session, min",
+    "left": "nodes that left",
+    "dead_in_tables": "of the tables, dead",
+    "found_30_min": "found after 30 min",
+    "upkeep": "upkeep, messages a minute and node",
     "wall": "run s",
 }
 
@@ -179,7 +208,7 @@ def plot(rows: list[Row], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=("run", "sybils", "table", "plot"))
+    parser.add_argument("part", choices=("run", "sessions", "sybils", "table", "plot"))
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--nodes", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--conditions", nargs="+", default=CONDITIONS)
@@ -195,6 +224,8 @@ def main() -> None:
         return
     if options.part == "run":
         made = (measure(n, c, options.seed) for n in options.nodes for c in options.conditions)
+    elif options.part == "sessions":
+        made = (sessions(n, m, options.seed) for n in options.nodes for m in SESSION_MINUTES)
     else:
         cases = [(diverse, subnets) for subnets in (2, 4, 6, 8) for diverse in (True, False)]
         made = (sybils(20, diverse=d, subnets=n) for d, n in cases)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from dstore.limits import KAD_LOOKUP_WIDE_MAX
+from dstore.testing.dht_churn import Churn
 from dstore.testing.dht_simulation import Simulation, add_sybils
 
 
@@ -43,6 +44,18 @@ def test_500_nodes_of_which_a_third_died_still_find() -> None:
     assert fmean(recalls) > 0.98
     assert sorted(seconds)[37] < 2, "the p95 of 40"
     assert fmean(messages) < 60
+
+
+def test_nodes_that_come_and_go_are_found_and_find() -> None:
+    """Half of the sessions are shorter than an hour."""
+    churning = Churn(Simulation(5), 100, median_seconds=3600)
+    churning.run(1800, 600, every=60, find_after=900)
+    report = churning.report
+    assert report.left > 40
+    assert len(report.lookups) == len(report.found) == 10
+    assert report.dead_in_tables < 0.3
+    assert fmean(report.recalls) > 0.95
+    assert all(report.found)
 
 
 def test_the_same_seed_is_the_same_run() -> None:
