@@ -48,10 +48,10 @@ def test_500_nodes_of_which_a_third_died_still_find() -> None:
 
 def test_nodes_that_come_and_go_are_found_and_find() -> None:
     """Half of the sessions are shorter than an hour."""
-    churning = Churn(Simulation(5), 100, median_seconds=3600)
+    churning = Churn(Simulation(5), 60, median_seconds=3600)
     churning.run(1800, 600, every=60, find_after=900)
     report = churning.report
-    assert report.left > 40
+    assert report.left > 20
     assert len(report.lookups) == len(report.found) == 10
     assert report.dead_in_tables < 0.3
     assert fmean(report.recalls) > 0.95
