@@ -65,7 +65,8 @@ def _tell(form: dict[str, Any]) -> None:
         say(f"  up    {_rate(group['up'])} (now {_rate(group['sent_bytes_per_second'])})")
         say(f"  down  {_rate(group['down'])} (now {_rate(group['received_bytes_per_second'])})")
     if not form["lan"]:
-        say("other peers on the local network are not limited")
+        others = "other peers" if form["peers"] else "peers"
+        say(f"{others} on the local network are not limited")
     if form["overridden"]:
         say("set until the node stops; --reset takes it back")
 
