@@ -1,6 +1,6 @@
 """The DHT's core on thousands of simulated nodes, and among Sybils.
 
-    python benchmarks/dht_sim.py run --nodes 10000 --out FILE    # appends, one row a line
+    python benchmarks/dht_sim.py run --nodes 10000 [--out FILE]    # appends, one row a line
     python benchmarks/dht_sim.py sessions --nodes 300 --out FILE
     python benchmarks/dht_sim.py sybils --out FILE
     python benchmarks/dht_sim.py table FILE
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--conditions", nargs="+", default=CONDITIONS)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=False)
+    parser.add_argument("--out", type=Path, help="append rows to this file; plot: a folder")
     options = parser.parse_args()
     if options.part in ("table", "plot"):
         rows = [json.loads(line) for line in options.file.read_text("utf-8").splitlines()]
@@ -229,11 +229,11 @@ def main() -> None:
     else:
         cases = [(diverse, subnets) for subnets in (2, 4, 6, 8) for diverse in (True, False)]
         made = (sybils(20, diverse=d, subnets=n) for d, n in cases)
-    with options.out.open("a", encoding="utf-8") as results:
-        for row in made:
-            print(json.dumps(row), flush=True)
-            results.write(json.dumps(row) + "\n")
-            results.flush()
+    for row in made:
+        print(json.dumps(row), flush=True)
+        if options.out is not None:
+            with options.out.open("a", encoding="utf-8") as results:
+                results.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
