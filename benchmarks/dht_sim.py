@@ -199,7 +199,7 @@ def plot(rows: list[Row], out: Path) -> None:
             sizes = [row["nodes"] for row in some]
             axis.plot(sizes, [row[name] for row in some], marker="o", label=condition)
         axis.set_xscale("log")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.05 * max(row[name] for row in rows if name in row))
         axis.set_title(HEADS[name].replace("p95", "lookup p95").replace("lookup lookup", "lookup"))
     axes.flat[0].legend(fontsize=7)
     figure.tight_layout()

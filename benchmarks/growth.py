@@ -292,6 +292,8 @@ def plot(files: list[Path], out: Path) -> None:
         for axis, name in zip(axes.flat, figures, strict=False):
             axis.plot([row[varied] for row in rows], [row[name] for row in rows], marker="o")
             axis.set_xscale("log")
+            axis.set_xticks([row[varied] for row in rows], [f"{row[varied]:,.0f}" for row in rows])
+            axis.minorticks_off()
             axis.set_title(name.replace("_", " "), fontsize=8)
             axis.set_ylim(0, 1.1 * max(row[name] for row in rows) or 1)
             axis.tick_params(labelsize=7)
