@@ -76,6 +76,27 @@ def go_command(folder: Path) -> list[str]:
     return [str(program)]
 
 
+@asynccontextmanager
+async def running(command: list[str]) -> AsyncIterator[trio.Process]:
+    """A process with pipes, which ends when its input does, and is killed if it does not."""
+    process = await trio.lowlevel.open_process(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield process
+    finally:
+        with trio.CancelScope(shield=True):
+            await process.stdin.aclose()
+            with trio.move_on_after(5):
+                await process.wait()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            await process.stdout.aclose()
+
+
 class KadNode:
     """One such process; made by `kad_node`."""
 
@@ -127,22 +148,8 @@ async def kad_node(
     command: list[str], mode: Literal["server", "client"], protocol: str
 ) -> AsyncIterator[KadNode]:
     """A node that runs until the block ends."""
-    process = await trio.lowlevel.open_process(
-        [*command, mode, protocol], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
+    async with running([*command, mode, protocol]) as process:
         node = KadNode(process)
         with trio.fail_after(30):
             await node.started()
         yield node
-    finally:
-        with trio.CancelScope(shield=True):
-            await process.stdin.aclose()
-            with trio.move_on_after(5):
-                await process.wait()
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-            await process.stdout.aclose()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -17,7 +16,7 @@ from dstore.core.peerid import PeerId
 from dstore.network.host import HostOptions, open_host
 from dstore.network.streams import PeerAddresses, Stream
 from dstore.runtime import Runtime
-from tests.interop.kad_node import js_command
+from tests.interop.kad_node import js_command, running
 
 pytestmark = pytest.mark.slow
 
@@ -34,12 +33,8 @@ def node() -> list[str]:
 @asynccontextmanager
 async def js_listener(node: list[str]) -> AsyncIterator[PeerAddresses]:
     """A js-libp2p node that echoes."""
-    process = await trio.lowlevel.open_process(
-        [*node, "listen"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
+    async with running([*node, "listen"]) as process:
+        assert process.stdout is not None
         with trio.fail_after(30):
             line = b""
             while not line.endswith(b"\n"):
@@ -48,15 +43,6 @@ async def js_listener(node: list[str]) -> AsyncIterator[PeerAddresses]:
                 line += piece
         address, _, peer = line.decode().strip().rpartition("/p2p/")
         yield PeerAddresses(PeerId.parse(peer), (address,))
-    finally:
-        with trio.CancelScope(shield=True):
-            await process.stdin.aclose()
-            with trio.move_on_after(5):
-                await process.wait()
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-            await process.stdout.aclose()
 
 
 async def test_we_dial_js(node: list[str]) -> None:
