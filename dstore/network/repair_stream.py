@@ -20,7 +20,25 @@ class RepairStream:
     def __init__(self, stream: HostStream) -> None:
         self._stream = stream
         self._line = stream.connection.line
-        stream.on_arrival(self._line.repair_arrived)
+        self._untaken_bytes = 0
+        self._ended = False
+        stream.on_arrival(self._arrived)
+
+    def _arrived(self, size: int) -> None:
+        if not self._ended:
+            self._untaken_bytes += size
+            self._line.repair_arrived(size)
+
+    async def _took(self, size: int) -> None:
+        if size:
+            self._untaken_bytes -= size
+            await self._line.after_repair_took(size)
+
+    def _end(self) -> None:
+        """Nobody will take what came: the connection has to wait for it after all."""
+        self._ended = True
+        self._line.repair_dropped(self._untaken_bytes)
+        self._untaken_bytes = 0
 
     @property
     def peer(self) -> PeerId:
@@ -28,14 +46,12 @@ class RepairStream:
 
     async def read_some(self, max_bytes: int = STREAM_READ_BYTES_MAX) -> bytes:
         data = await self._stream.read_some(min(max_bytes, self._line.repair_turn_down()))
-        if data:
-            await self._line.after_repair_took(len(data))
+        await self._took(len(data))
         return data
 
     async def read_pieces(self, max_bytes: int) -> Sequence[bytes]:
         pieces = await self._stream.read_pieces(min(max_bytes, self._line.repair_turn_down()))
-        if pieces:
-            await self._line.after_repair_took(sum(map(len, pieces)))
+        await self._took(sum(map(len, pieces)))
         return pieces
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -51,7 +67,9 @@ class RepairStream:
         await self._stream.close_write()
 
     async def close(self) -> None:
+        self._end()
         await self._stream.close()
 
     async def reset(self) -> None:
+        self._end()
         await self._stream.reset()

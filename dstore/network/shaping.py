@@ -241,6 +241,10 @@ class Line:
         self._shaper.repair.down.carried_bytes += size
         self._repair_down += size
 
+    def repair_dropped(self, size: int) -> None:
+        """Bytes that came for a stream were never taken: the connection waits for them."""
+        self._owed += size
+
     async def after_repair_took(self, size: int) -> None:
         """Wait until a stream may take more than the `size` bytes of repair that it took."""
         await self._rest(self._shaper.repair.down, self._down(), size)

@@ -220,3 +220,18 @@ async def _received_beside(host: Libp2pHost, peer: PeerId) -> tuple[int, int]:
         assert trio.current_time() - begun > 2  # the limit holds
         nursery.cancel_scope.cancel()
     return counts[0] - before[0], counts[1] - before[1]
+
+
+async def test_what_a_repair_stream_never_took_is_waited_for(autojump_clock: MockClock) -> None:
+    """Else a peer gets round the limit with streams that it fills and resets."""
+    shaper = Shaper()
+    shaper.limit(Limits(down=RATE))
+    line = Line(shaper, near=False)
+    begun = trio.current_time()
+    for _ in range(SECONDS):
+        line.received(int(RATE))
+        line.repair_arrived(int(RATE))
+        await line.before_receiving()
+        line.repair_dropped(int(RATE))
+    await line.before_receiving()
+    assert trio.current_time() - begun > 0.9 * SECONDS
