@@ -135,16 +135,16 @@ class LocalHolder:
         batch: list[bytes | None] = []
         size = 0
         for cid in cids[start : start + SERVE_BATCH_BLOCKS_MAX]:
-            data = self._read(cid)
+            data = self._read(cid, self._stores.blocks.get_for_peer)
             batch.append(data)
             size += len(data or b"")
             if size >= SERVE_BATCH_BYTES:
                 break
         return batch
 
-    def _read(self, cid: CID) -> bytes | None:
+    def _read(self, cid: CID, get: Callable[[CID], bytes] | None = None) -> bytes | None:
         try:
-            return self._stores.blocks.get(cid)
+            return (get or self._stores.blocks.get)(cid)
         except (NotFoundError, CorruptStore):  # the store quarantines and counts the latter
             return None
 

@@ -44,6 +44,15 @@ class BlockStore(Protocol):
         """
         ...
 
+    def get_for_peer(self, cid: CID) -> bytes:
+        """The block's bytes for somebody who checks them himself, as every peer does.
+
+        Checked here, too, unless the store wrote or checked the block a short time ago: what
+        damages blocks at rest is found, and reading them often does not cost a hash each time.
+        Raises as `get`, as far as it checks.
+        """
+        ...
+
     def has_many(self, cids: Sequence[CID]) -> list[bool]:
         """For each CID whether the block is here (its bytes are not read)."""
         ...

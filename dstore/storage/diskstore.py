@@ -23,9 +23,11 @@ from dstore.errors import (
 )
 from dstore.limits import (
     BLOCK_BYTES_MAX,
+    FRESH_BLOCKS_MAX,
     QUARANTINE_BLOCKS_MAX,
     RESERVE_INODES,
     SMALL_BLOCK_BYTES,
+    UNCHECKED_READS_MAX,
 )
 from dstore.storage.blockstore import Block, BlockStore, Usage
 from dstore.storage.durable import DurableFiles
@@ -51,6 +53,7 @@ class DiskStore:
         self._pending_bytes = 0
         self._closed = False
         self._set_aside = threading.Lock()  # one thread at a time decides that a block is bad
+        self._fresh = _FreshBlocks()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = not check_format(directory, _FORMAT_NAME, _FORMAT)
         small = directory / "small.sqlite3"
@@ -108,6 +111,7 @@ class DiskStore:
         with self._claimed(sum(len(wanted[name]) for name in missing), files_wanted):
             if large:
                 self._files.put(large)
+                self._fresh.note([name for name, _ in large if name in missing])
             if small:
                 self._small.put(small)
 
@@ -120,6 +124,8 @@ class DiskStore:
         if content is None:
             raise NotFoundError(f"block {cid} is not here")
         if cid.verify(content):
+            if len(content) >= SMALL_BLOCK_BYTES:
+                self._fresh.note([name])
             return content
         with self._set_aside:
             content = self._read(name)
@@ -130,6 +136,15 @@ class DiskStore:
                     f"block {cid} was damaged on disk; what was there is in {self._quarantine}"
                 )
         return content
+
+    def get_for_peer(self, cid: CID) -> bytes:
+        """See `BlockStore.get_for_peer`.  Small blocks are always checked."""
+        self._check_open()
+        if self._fresh.take(cid.multihash):
+            content = self._files.get(cid.multihash)
+            if content is not None:
+                return content
+        return self.get(cid)
 
     def has_many(self, cids: Sequence[CID]) -> list[bool]:
         """See `BlockStore.has_many`."""
@@ -257,6 +272,38 @@ class DiskStore:
                 (self._quarantine / name.hex()).write_bytes(content)
         if not self._files.delete(name):
             self._small.delete([name])
+
+
+class _FreshBlocks:
+    """Which large blocks were written or checked lately, each good for a few unchecked reads.
+    Safe to call from several threads."""
+
+    def __init__(self) -> None:
+        # By the end of the multihash: a number takes half of the room.
+        self._reads_left: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def note(self, names: Sequence[bytes]) -> None:
+        """These were written or checked just now; the oldest make way for them."""
+        with self._lock:
+            for name in names:
+                key = _short(name)
+                self._reads_left.pop(key, None)
+                self._reads_left[key] = UNCHECKED_READS_MAX
+            while len(self._reads_left) > FRESH_BLOCKS_MAX:
+                del self._reads_left[next(iter(self._reads_left))]
+
+    def take(self, name: bytes) -> bool:
+        """Whether the block may be read once more without a check."""
+        with self._lock:
+            left = self._reads_left.get(_short(name), 0)
+            if left:
+                self._reads_left[_short(name)] = left - 1
+            return left > 0
+
+
+def _short(name: bytes) -> int:
+    return int.from_bytes(name[-8:])
 
 
 def open_disk_store(

@@ -61,6 +61,7 @@ class BlockStoreSuite(ABC):
         cid, data = block(1, size)
         store.put_many([(cid, data)])
         assert store.get(cid) == data
+        assert store.get_for_peer(cid) == data
         assert store.size(cid) == size
         assert store.has_many([cid]) == [True]
         assert store.usage() == Usage(blocks=1, bytes=size)
@@ -78,6 +79,8 @@ class BlockStoreSuite(ABC):
         cid, _ = block(1)
         with pytest.raises(NotFoundError):
             store.get(cid)
+        with pytest.raises(NotFoundError):
+            store.get_for_peer(cid)
         assert store.size(cid) is None
         assert store.has_many([cid]) == [False]
         store.delete_many([cid])
@@ -136,8 +139,9 @@ class BlockStoreSuite(ABC):
         store.put_many([block(1, size), kept])
         store.delete_many([gone, gone])
         store.delete_many([gone])
-        with pytest.raises(NotFoundError):
-            store.get(gone)
+        for get in (store.get, store.get_for_peer):
+            with pytest.raises(NotFoundError):
+                get(gone)
         assert list(store.multihashes()) == [kept[0].multihash]
         assert store.usage() == Usage(1, size + 1)
         store.put_many([block(1, size)])
@@ -206,5 +210,7 @@ class BlockStoreSuite(ABC):
         store.close()
         with pytest.raises(NodeError):
             store.get(one[0])
+        with pytest.raises(NodeError):
+            store.get_for_peer(one[0])
         with pytest.raises(NodeError):
             store.put_many([block(2)])

@@ -99,11 +99,14 @@ class FaultyStore:
     def get(self, cid: CID) -> bytes:
         """See `BlockStore.get`."""
         self._enter("get")
-        if cid.multihash in self._corrupt and self.inner.has_many([cid])[0]:
-            self._corrupt.discard(cid.multihash)
-            self.inner.delete_many([cid])
-            raise CorruptStore(f"block {cid} was damaged by script")
+        self._check_damage(cid)
         return self.inner.get(cid)
+
+    def get_for_peer(self, cid: CID) -> bytes:
+        """See `BlockStore.get_for_peer`; counted, and scripted, as `get`."""
+        self._enter("get")
+        self._check_damage(cid)
+        return self.inner.get_for_peer(cid)
 
     def has_many(self, cids: Sequence[CID]) -> list[bool]:
         """See `BlockStore.has_many`."""
@@ -136,6 +139,12 @@ class FaultyStore:
     def close(self) -> None:
         """See `BlockStore.close`."""
         self.inner.close()
+
+    def _check_damage(self, cid: CID) -> None:
+        if cid.multihash in self._corrupt and self.inner.has_many([cid])[0]:
+            self._corrupt.discard(cid.multihash)
+            self.inner.delete_many([cid])
+            raise CorruptStore(f"block {cid} was damaged by script")
 
     def _enter(self, operation: Operation) -> None:
         if self._crashed:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from dstore.core.cid import CID
 from dstore.errors import CorruptStore, NodeError, NotFoundError, StorageFull, StoreTooNew
-from dstore.limits import BLOCK_BYTES_MAX, SMALL_BLOCK_BYTES
-from dstore.storage import durable
+from dstore.limits import BLOCK_BYTES_MAX, SMALL_BLOCK_BYTES, UNCHECKED_READS_MAX
+from dstore.storage import diskstore, durable
 from dstore.storage.blockstore import Usage
 from dstore.storage.database import Database
 from dstore.storage.diskstore import DiskStore
@@ -68,6 +69,62 @@ def test_a_damaged_file_is_never_served_and_can_be_put_again(
     store.put_many([(cid, data)])
     assert store.get(cid) == data
     store.close()
+
+
+def test_for_peers_a_block_is_checked_at_its_first_read_and_at_every_eighth(
+    tmp_path: Path,
+) -> None:
+    cid, data = block(1, LARGE)
+    with closing(DiskStore(tmp_path)) as store:
+        store.put_many([(cid, data)])
+    store = DiskStore(tmp_path)  # knows nothing of what an earlier process checked
+    assert store.get_for_peer(cid) == data
+    flip(file_of(tmp_path, cid))
+    for _ in range(UNCHECKED_READS_MAX):
+        assert store.get_for_peer(cid) != data
+    with pytest.raises(CorruptStore, match=str(cid)):
+        store.get_for_peer(cid)
+    with pytest.raises(NotFoundError):
+        store.get_for_peer(cid)
+    store.close()
+
+
+def test_a_block_damaged_at_rest_is_not_given_to_a_peer(tmp_path: Path) -> None:
+    blocks = [block(1, LARGE), block(2, 500)]
+    with closing(DiskStore(tmp_path)) as store:
+        store.put_many(blocks)
+    flip(file_of(tmp_path, blocks[0][0]))
+    overwrite_small(tmp_path, blocks[1][0], b"x" * 500)
+    with closing(DiskStore(tmp_path)) as store:
+        for cid, _ in blocks:
+            with pytest.raises(CorruptStore):
+                store.get_for_peer(cid)
+
+
+def test_putting_what_is_there_does_not_vouch_for_it(tmp_path: Path) -> None:
+    one = block(1, LARGE)
+    with closing(DiskStore(tmp_path)) as store:
+        store.put_many([one])
+    flip(file_of(tmp_path, one[0]))
+    with closing(DiskStore(tmp_path)) as store:
+        store.put_many([one])
+        with pytest.raises(CorruptStore):
+            store.get_for_peer(one[0])
+
+
+def test_few_blocks_are_known_as_fresh_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diskstore, "FRESH_BLOCKS_MAX", 2)
+    blocks = [block(number, LARGE) for number in range(3)]
+    with closing(DiskStore(tmp_path)) as store:
+        store.put_many(blocks)
+        for cid, _ in blocks:
+            flip(file_of(tmp_path, cid))
+        with pytest.raises(CorruptStore):
+            store.get_for_peer(blocks[0][0])
+        assert store.get_for_peer(blocks[1][0]) != blocks[1][1]
+        assert store.get_for_peer(blocks[2][0]) != blocks[2][1]
 
 
 def test_a_damaged_row_is_never_served_and_can_be_put_again(tmp_path: Path) -> None:
