@@ -273,7 +273,8 @@ class Uploader:
         planned = {(slot, peer) for slot, peers in slots.items() for peer in peers} - known
         if planned:
             catalog.put_placements(
-                [Placement(segment, slot, peer, now) for slot, peer in sorted(planned)]
+                [Placement(segment, slot, peer, now) for slot, peer in sorted(planned)],
+                durable=True,
             )
 
     async def _bring(self, bringing: _Bringing, way: _Way, limiter: trio.CapacityLimiter) -> None:

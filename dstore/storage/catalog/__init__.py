@@ -3,6 +3,11 @@
 Synchronous and safe to call from several threads; the services run it in `Workers`.  It holds
 no bytes of content, and says that a block exists only after the block is durable.  It can be
 lost: `rebuild` takes every promise (pins, pin records, held slots) from the record files.
+
+Promises are on disk when their method returns.  What they rest on (references, operations,
+reservations, manifests, leases of others) is written without a sync of its own: the log keeps
+the order, so that it is on disk with the promise that follows it; a power cut before that
+leaves blocks that nothing keeps, which are swept.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class HolderTables(ReferenceTables):
     def reserve_slot(self, row: HeldSlot) -> None:
         """Remember a slot, normally in state `reserved`, before its bytes move.  One that is
         already there for the same owner is replaced, unless it is held: then it stays."""
-        with self._db.transaction() as connection:
+        with self._db.transaction(durable=False) as connection:
             _put_slot(connection, row, unless_held=True)
 
     def touch_reservation(self, segment: CID, slot: int, now: float) -> None:
@@ -320,8 +320,8 @@ class HolderTables(ReferenceTables):
     # --- Serials -----------------------------------------------------------------------
 
     def next_serial(self) -> int:
-        """A lease serial that was never given out before, restarts included."""
-        with self._db.transaction() as connection:
+        """A serial that no lease has which was ever kept, restarts included."""
+        with self._db.transaction(durable=False) as connection:
             serial: int = connection.execute(
                 "INSERT INTO counters (name, value) VALUES (?, 1) ON CONFLICT (name)"
                 " DO UPDATE SET value = value + 1 RETURNING value",

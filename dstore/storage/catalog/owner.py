@@ -91,7 +91,7 @@ class OwnerTables:
 
     def put_manifest(self, row: ManifestRow) -> None:
         """Remember a manifest of a root; its block is durable already."""
-        with self._db.transaction() as connection:
+        with self._db.transaction(durable=False) as connection:
             cursor = connection.execute(
                 "INSERT OR IGNORE INTO manifests"
                 " (root_key, root, manifest, k, m, bytes, blocks) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -161,9 +161,9 @@ class OwnerTables:
         erase one that is known."""
         self.put_placements([placement])
 
-    def put_placements(self, placements: list[Placement]) -> None:
-        """`put_placement` for many at once, all or none."""
-        with self._db.transaction() as connection:
+    def put_placements(self, placements: list[Placement], *, durable: bool = False) -> None:
+        """`put_placement` for many at once, all or none; on disk on return where `durable`."""
+        with self._db.transaction(durable=durable) as connection:
             connection.executemany(
                 "INSERT INTO placements (segment, slot, peer, expires, lease, last_answered)"
                 " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (segment, slot, peer) DO UPDATE SET"

@@ -33,7 +33,7 @@ class ReferenceTables:
     def begin_operation(self, kind: str, now: float) -> int:
         """A new running operation; its blocks are referenced with
         `reference(ReferenceKind.OPERATION, operation_key(id), …)`."""
-        with self._db.transaction() as connection:
+        with self._db.transaction(durable=False) as connection:
             cursor = connection.execute(
                 "INSERT INTO operations (kind, started) VALUES (?, ?)", (kind, now)
             )
@@ -43,9 +43,10 @@ class ReferenceTables:
     def end_operation(self, operation: int) -> None:
         """Release the operation's references and forget it.  What should stay has been
         referenced by a pin or a slot before."""
-        self.release(ReferenceKind.OPERATION, operation_key(operation))
-        with self._db.transaction() as connection:
+        with self._db.transaction(durable=False) as connection:
+            mark_released(connection, ReferenceKind.OPERATION, operation_key(operation))
             connection.execute("DELETE FROM operations WHERE id = ?", (operation,))
+        self.finish_releases()
 
     def operations(self) -> list[Operation]:
         """The running operations; at start-up, those that a dead process left."""
@@ -69,7 +70,7 @@ class ReferenceTables:
         first = True
         while batch := list(islice(remaining, _ROWS_PER_TRANSACTION)) or first:
             first = False
-            with self._db.transaction() as connection:
+            with self._db.transaction(durable=False) as connection:
                 connection.execute(
                     "INSERT OR IGNORE INTO reference_sets (kind, key) VALUES (?, ?)",
                     (int(kind), key),
