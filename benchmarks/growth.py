@@ -19,6 +19,7 @@ import http.client
 import json
 import os
 import random
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -70,6 +71,21 @@ def metric(node: dict[str, Any], name: str) -> float:
             if line.startswith(f"{name} "):
                 return float(line.split()[1])
     raise SystemExit(f"{node['name']} has no metric {name}")
+
+
+def catalog_bytes(nodes: list[dict[str, Any]]) -> int:
+    """Bytes in use in the catalogs of all nodes, what their logs have not copied back included
+    and what is free for later rows not."""
+    total = 0
+    for node in nodes:
+        path = Path(node["home"]) / "catalog.sqlite3"
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as catalog:
+            pages, free, size = (
+                catalog.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        total += (pages - free) * size
+    return total
 
 
 def drain(gateway: str, cid: str, size: int) -> None:
@@ -136,8 +152,7 @@ def by_file(work: Path, mib: int) -> Row:
         row["dht_records_per_gib"] = sum(metric(node, "dstore_dht_records") for node in nodes) / (
             mib / 1024
         )
-        catalogs = [Path(node["home"]) / "catalog.sqlite3" for node in nodes]
-        row["catalog_bytes_per_mib"] = sum(one.stat().st_size for one in catalogs) / mib
+        row["catalog_bytes_per_mib"] = catalog_bytes(nodes) / mib
     return row
 
 
@@ -235,9 +250,7 @@ def by_roots(work: Path, count: int) -> Row:
         row["dht_records_per_root"] = (
             sum(metric(node, "dstore_dht_records") for node in nodes) / count
         )
-        row["catalog_bytes_per_root"] = (
-            sum((Path(node["home"]) / "catalog.sqlite3").stat().st_size for node in nodes) / count
-        )
+        row["catalog_bytes_per_root"] = catalog_bytes(nodes) / count
         begun = time.perf_counter()
         dstore("devnet", "kill", first["name"], "--dir", str(work / "net"))
         dstore("devnet", "up", "-n", str(len(nodes)), "--dir", str(work / "net"))
