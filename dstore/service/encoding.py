@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dstore.core import erasure
 from dstore.core.cid import CID, RAW
-from dstore.core.manifest import Code, Manifest, Segment, SizedCID
+from dstore.core.manifest import Code, Manifest, SegmentRef, SizedCID
 from dstore.core.stripes import SegmentPlan, plan_dag
 from dstore.errors import NotFoundError
 from dstore.limits import ENCODE_BATCH_BYTES, ENCODE_BATCHES_IN_FLIGHT
@@ -26,10 +26,12 @@ Stripes = Sequence[tuple[SizedCID, ...]]
 
 @dataclass(frozen=True)
 class Encoded:
-    """A root with its protection: the manifest and all segments, their blocks stored."""
+    """A root with its protection, whose blocks are stored.  Segments are read back one at a
+    time where they are needed: those of a large file fill more memory than anything else of
+    an add.  `fragment_bytes` are those of all slots together."""
 
     manifest: Manifest
-    segments: tuple[Segment, ...]
+    fragment_bytes: int
 
 
 async def encode_root(
@@ -54,8 +56,8 @@ async def encode_root(
             raise NotFoundError(f"block {cid} of {root} is not in the store")
         return size
 
-    def plan() -> list[SegmentPlan]:
-        return list(plan_dag(root, blocks.get, size_of, code))
+    def plan() -> Iterator[SegmentPlan]:
+        return plan_dag(root, blocks.get, size_of, code)
 
     def encode(stripes: Stripes) -> list[list[CID]]:
         """In a worker: the parity CIDs of each stripe."""
@@ -66,11 +68,12 @@ async def encode_root(
             rows.append([CID.of(RAW, block) for block in made])
         return rows
 
-    plans = await workers.run(plan)
-    total = sum(one.data_bytes for one in plans)
-    done = 0
-    segments: list[Segment] = []
-    for one in plans:
+    # Planned twice, once for the total alone: a plan costs less than keeping all of it.
+    total = await workers.run(lambda: sum(one.data_bytes for one in plan()))
+    done = fragment_bytes = 0
+    refs: list[SegmentRef] = []
+    plans = plan()
+    while (one := await workers.run(next, plans, None)) is not None:
         rows: list[list[CID]] = []
         async with in_order(
             from_iterable(_batches(one.stripes)),
@@ -83,11 +86,13 @@ async def encode_root(
                 rows += batch
                 done += _bytes_of(encoded)
                 report(Progress("encode", done, total))
-        segments.append(one.segment(rows))
-    manifest = Manifest.of(root, code, [segment.ref for segment in segments])
-    documents = [(segment.cid, segment.block) for segment in segments]
-    await workers.run(save, [*documents, (manifest.cid, manifest.block)])
-    return Encoded(manifest, tuple(segments))
+        segment = one.segment(rows)
+        await workers.run(save, [(segment.cid, segment.block)])
+        refs.append(segment.ref)
+        fragment_bytes += sum(segment.slot_bytes(slot) for slot in range(segment.n))
+    manifest = Manifest.of(root, code, refs)
+    await workers.run(save, [(manifest.cid, manifest.block)])
+    return Encoded(manifest, fragment_bytes)
 
 
 def _bytes_of(stripes: Iterable[tuple[SizedCID, ...]]) -> int:

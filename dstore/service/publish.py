@@ -7,7 +7,7 @@ thing again finds what is stored and what holders acknowledged, and does the res
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import trio
 
 from dstore.core.cid import CID
 from dstore.core.envelope import SigningKey
-from dstore.core.manifest import Code
+from dstore.core.manifest import Code, Manifest, Segment
 from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import PinRecord, open_pin_record
 from dstore.core.placement import (
@@ -25,8 +25,6 @@ from dstore.core.placement import (
     describe,
     domain_components,
     group_key,
-    guarantee,
-    shapes_of,
     worst,
 )
 from dstore.errors import CallerError, InsufficientPeers, ProtocolViolation
@@ -142,8 +140,7 @@ class Publisher:
             await self._check_plan(encoded, candidates, options)
             await self._note_manifest(encoded)
             record, new = await self._pin_record(encoded, options)
-            placed = await self._place(encoded, record, candidates, report, confirm=new)
-        reached = self._guarantee(encoded, [one.holders for one in placed], candidates)
+            placed, reached = await self._place(encoded, record, candidates, report, confirm=new)
         protected = all(one.complete for one in placed)
         await self._finish_pin(encoded, record, protected, options)
         await self._announce(root, report, confirm=protected)
@@ -173,11 +170,10 @@ class Publisher:
             return
 
         def work() -> Guarantee:
-            plan = [
-                offer.assign(self._leased(offer)).holders
-                for offer in self._offers(encoded, b"", candidates)
-            ]
-            return self._guarantee(encoded, plan, candidates)
+            return _worst(
+                offer.guarantee(offer.assign(self._leased(offer)).holders)
+                for offer in self._offers(encoded.manifest, b"", candidates)
+            )
 
         planned = await self._runtime.workers.run(work)
         if planned.peers < options.require_guarantee:
@@ -204,7 +200,7 @@ class Publisher:
         manifest = encoded.manifest
 
         def work() -> None:
-            documents = [manifest.cid, *(segment.cid for segment in encoded.segments)]
+            documents = [manifest.cid, *(ref.cid for ref in manifest.segments)]
             self._stores.catalog.reference(
                 ReferenceKind.LOCAL_PIN,
                 pin_key(manifest.root),
@@ -259,15 +255,16 @@ class Publisher:
         return await self._runtime.workers.run(work)
 
     def _offers(
-        self, encoded: Encoded, record: bytes, candidates: Sequence[Candidate]
+        self, manifest: Manifest, record: bytes, candidates: Sequence[Candidate]
     ) -> Iterator[Offer]:
-        """What is offered of each segment; segments that begin within the same 64 GiB of the
-        root share a placement group, and so their holders."""
-        manifest, offset = encoded.manifest, 0
-        for segment in encoded.segments:
+        """In a worker: what is offered of each segment, read from the store; segments that
+        begin within the same 64 GiB of the root share a placement group, and so their holders."""
+        offset = 0
+        for ref in manifest.segments:
+            segment = Segment.decode(self._stores.blocks.get(ref.cid))
             group = group_key(manifest.root, offset)
             yield Offer(record, self._owner.public, manifest.cid, segment, candidates, group)
-            offset += segment.data_bytes
+            offset += ref.bytes
 
     async def _place(
         self,
@@ -277,30 +274,32 @@ class Publisher:
         report: Report,
         *,
         confirm: bool,
-    ) -> list[Placed]:
-        """Every segment onto its holders, one segment after the other.  A peer that failed
-        one is asked for the next only where the others are too few."""
-        total = sum(
-            segment.slot_bytes(slot) for segment in encoded.segments for slot in range(segment.n)
-        )
-        done = 0
+    ) -> tuple[list[Placed], Guarantee]:
+        """Every segment onto its holders, one segment after the other; what came of each, and
+        the guarantee reached.  A peer that failed one is asked for the next only where the
+        others are too few."""
+        run, done = self._runtime.workers.run, 0
 
         def stored(size: int) -> None:
             nonlocal done
-            done = min(done + size, total)  # what a failed holder had is brought to another
-            report(Progress("upload", done, total))
+            # What a failed holder had is brought to another.
+            done = min(done + size, encoded.fragment_bytes)
+            report(Progress("upload", done, encoded.fragment_bytes))
 
         placed: list[Placed] = []
+        reached: list[Guarantee] = []
         failed: set[PeerId] = set()
-        for offer in self._offers(encoded, record, candidates):
+        offers = self._offers(encoded.manifest, record, candidates)
+        while (offer := await run(next, offers, None)) is not None:
             segment = offer.segment
-            held = await self._runtime.workers.run(self._leased, offer)
+            held = await run(self._leased, offer)
             if not confirm:
                 stored(sum(segment.slot_bytes(slot) for slot in held))
             one = await self._uploader.place(offer, held, stored, confirm=confirm, avoid=failed)
             failed.update(one.failures)
             placed.append(one)
-        return placed
+            reached.append(offer.guarantee(one.holders))
+        return placed, _worst(reached)
 
     def _leased(self, offer: Offer) -> dict[int, tuple[PeerId, ...]]:
         """In a worker: slots with a lease that runs, at a peer that answered just now, as far
@@ -312,19 +311,6 @@ class Publisher:
             if row.lease is not None and row.expires > now and row.peer in alive:
                 held.setdefault(row.slot, set()).add(row.peer)
         return offer.worth_keeping(held)
-
-    def _guarantee(
-        self,
-        encoded: Encoded,
-        holders: Sequence[Mapping[int, Collection[PeerId]]],
-        candidates: Sequence[Candidate],
-    ) -> Guarantee:
-        domain_of = domain_components(candidates)
-        found = worst(
-            guarantee(shapes_of(segment), one, domain_of)
-            for segment, one in zip(encoded.segments, holders, strict=True)
-        )
-        return found or Guarantee(0, 0)
 
     async def _finish_pin(
         self, encoded: Encoded, record: bytes, protected: bool, options: AddOptions
@@ -370,6 +356,10 @@ class Publisher:
                     search.close()
                 if confirm:
                     await trio.sleep(ANNOUNCE_POLL_SECONDS)
+
+
+def _worst(guarantees: Iterable[Guarantee]) -> Guarantee:
+    return worst(guarantees) or Guarantee(0, 0)
 
 
 def _code(pair: tuple[int, int]) -> Code:

@@ -19,10 +19,13 @@ from dstore.core.pinrecord import Lease, open_lease
 from dstore.core.placement import (
     Assignment,
     Candidate,
+    Guarantee,
     assign,
     domain_components,
     enough,
+    guarantee,
     needs_of,
+    shapes_of,
 )
 from dstore.errors import DeadlineExceeded, NetworkError, PeerError, ProtocolViolation
 from dstore.limits import (
@@ -70,6 +73,10 @@ class Offer:
             avoid=avoid,
             group=self.group,
         )
+
+    def guarantee(self, holders: Mapping[int, Collection[PeerId]]) -> Guarantee:
+        """What may be lost once the slots have these holders."""
+        return guarantee(shapes_of(self.segment), holders, domain_components(self.candidates))
 
     def worth_keeping(
         self, held: Mapping[int, Collection[PeerId]]
