@@ -88,6 +88,7 @@ CONNECTIONS_MAX: Final = 1024
 PEERS_KNOWN_MAX: Final = 100_000
 CLOSE_SECONDS: Final = 2
 STREAM_READ_BYTES_MAX: Final = 256 * KIB
+STREAM_WRITE_BYTES: Final = 4 * YAMUX_FRAME_BYTES_MAX  # in one go: whole frames
 # Multistream-select: protocol names are short, and nobody proposes dozens.
 NEGOTIATE_MESSAGE_BYTES_MAX: Final = 1024
 NEGOTIATE_PROPOSALS_MAX: Final = 32
@@ -331,6 +332,9 @@ HTTP_CONNECTIONS_MAX: Final = 1024  # per server; the next one is closed at once
 HTTP_IDLE_SECONDS: Final = 15  # between requests, and for the headers of one
 HTTP_WRITE_BYTES: Final = 64 * KIB  # that a client must take within:
 HTTP_WRITE_SECONDS: Final = 30
+# In the kernel and not sent yet, for the socket to count as full; it takes more once half of
+# this is left, which must be no more than what the client has to take in time.
+HTTP_UNSENT_BYTES: Final = 2 * HTTP_WRITE_BYTES
 GATEWAY_LISTING_ENTRIES_MAX: Final = 10_000  # on one page, 300 bytes of memory each
 GATEWAY_SNIFF_SECONDS: Final = 0.25  # a range waits no longer for the file's beginning
 GATEWAY_TYPES_KEPT: Final = 4096  # media types told from content, by CID
