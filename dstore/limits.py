@@ -147,6 +147,7 @@ PEER_BUDGET_BYTES: Final = (
     - PEER_LARGE_MESSAGES_MAX * 4 * MIB
 )
 BLOCK_OVERHEAD_BYTES: Final = KIB  # what holding a block costs beside its bytes
+VERIFY_BATCH_BYTES: Final = 2 * MIB  # hashed in one call in a worker
 INLINE_HASH_BYTES: Final = 32 * KIB  # hashed in place: a hand-over would cost more
 SMALL_WRITES_BYTES: Final = 64 * KIB  # headers and small blocks are written together
 SERVED_MEMORY_BYTES_MAX: Final = 256 * MIB  # all peers together

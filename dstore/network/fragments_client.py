@@ -44,11 +44,12 @@ from dstore.limits import (
     PROGRESS_SECONDS,
     REQUEST_SECONDS,
     SLOT_SILENCE_SECONDS,
+    VERIFY_BATCH_BYTES,
 )
 from dstore.network.fragment_stream import FragmentStream
 from dstore.network.slot_upload import LoadBlock, PutProgress, ReadFragment, SlotBlock, SlotUpload
 from dstore.network.streams import Network
-from dstore.runtime import Runtime
+from dstore.runtime import JointWork, Runtime
 
 __all__ = ["Blocks", "FragmentsClient", "PutProgress", "SlotBlock"]
 
@@ -133,7 +134,7 @@ class FragmentsClient:
         self._protocols = [wire.PROTOCOL]
         if traffic is Traffic.REPAIR:
             self._protocols.insert(0, wire.REPAIR_PROTOCOL)
-        self._workers = runtime.workers
+        self._verifying = JointWork(runtime.workers, _verify)
         self._pools: dict[PeerId, _Pool] = {}
         self._closed = False
 
@@ -321,7 +322,7 @@ class FragmentsClient:
         if len(data) <= INLINE_HASH_BYTES:
             right = cid.verify(data)
         else:
-            right = await self._workers.run(cid.verify, data)
+            right = await self._verifying.run((cid, data))
         if not right:
             raise HashMismatch(f"{peer} sent other bytes than {cid}")
 
@@ -434,3 +435,15 @@ async def _read_block(exchange: _Exchange, header: wire.Answer, cid: CID) -> byt
     if header.cid != cid:
         raise exchange.violation(f"sent {header.cid}, which was not asked for, in place of {cid}")
     return await exchange.link.read_bytes(header.size)
+
+
+def _verify(blocks: Sequence[tuple[CID, bytes]]) -> list[bool]:
+    """In a worker: whether the first of the blocks are what their CIDs name."""
+    right: list[bool] = []
+    size = 0
+    for cid, data in blocks:
+        right.append(cid.verify(data))
+        size += len(data)
+        if size >= VERIFY_BATCH_BYTES:
+            break
+    return right

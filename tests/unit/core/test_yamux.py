@@ -160,6 +160,15 @@ class TestReceiving:
             assert events[0] == StreamOpened(1)
             assert events[-1] == StreamEnded(1)
 
+    def test_a_body_is_not_copied_unless_it_would_keep_more_than_itself(self) -> None:
+        connection = server()
+        large = connection.receive_data(data(1, bytes(60_000), SYN))[-1]
+        small = connection.receive_data(data(1, bytes(5000)) + data(1, bytes(40_000)))[0]
+        assert isinstance(large, DataReceived)
+        assert isinstance(small, DataReceived)
+        assert isinstance(large.data, memoryview)
+        assert isinstance(small.data, bytes)
+
     def test_a_syn_may_carry_data_window_and_end(self) -> None:
         connection = server()
         assert connection.receive_data(data(1, b"all", SYN | FIN)) == [
