@@ -55,7 +55,7 @@ YAMUX_HEADER_BYTES: Final = 12
 # A frame and its header fill exactly one Noise message: 170 → 200 MB/s against a split one.
 YAMUX_FRAME_BYTES_MAX: Final = NOISE_PLAINTEXT_BYTES_MAX - YAMUX_HEADER_BYTES
 YAMUX_WINDOW_BYTES_INITIAL: Final = 256 * KIB  # fixed by the yamux specification
-YAMUX_WINDOW_BYTES: Final = MIB
+YAMUX_WINDOW_BYTES: Final = 2 * MIB
 YAMUX_FRAME_BYTES_ACCEPTED: Final = YAMUX_WINDOW_BYTES  # larger could not fit any window
 YAMUX_STREAMS_MAX: Final = 1024  # per connection and direction
 YAMUX_ACCEPT_BACKLOG: Final = 256  # as the specification's reference implementation
@@ -65,7 +65,7 @@ YAMUX_CONTROL_FRAMES_MAX: Final = 4096  # queued answers to a peer that never re
 # nothing at all was heard for so long, the peer is taken for dead.
 KEEPALIVE_SECONDS: Final = 10
 KEEPALIVE_TIMEOUT_SECONDS: Final = 25
-RAW_READ_BYTES: Final = 256 * KIB
+RAW_READ_BYTES: Final = 512 * KIB
 HANDSHAKE_SECONDS: Final = 10
 # What a limited node may send or receive at once after a pause: a tenth of a second's worth,
 # and at least one frame.  A limit below the least would make live peers look dead.

@@ -80,7 +80,7 @@ class StripeDecoder:
         """As many fragments other than `slot` as there are data blocks: those `known`, those
         here, then those of holders."""
         needed = len(segment.stripes[stripe].data)
-        others = [other for other in _existing(segment, stripe) if other != slot]
+        others = [other for other in existing_slots(segment, stripe) if other != slot]
         got: dict[int, bytes | Unchecked] = dict(known)
         for other in others:
             data = self._cache.get(fragment_cid(segment, stripe, other))
@@ -147,7 +147,7 @@ def fragment_size(segment: Segment, stripe: int, slot: int) -> int:
     return one.data[slot][1] if slot < segment.k else one.length
 
 
-def _existing(segment: Segment, stripe: int) -> list[int]:
+def existing_slots(segment: Segment, stripe: int) -> list[int]:
     """The slots in which the stripe has a fragment."""
     return [*range(len(segment.stripes[stripe].data)), *range(segment.k, segment.n)]
 

@@ -7,7 +7,7 @@ lying costs one detour; it is remembered by the fetcher, and the next block goes
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 import trio
@@ -49,7 +49,13 @@ from dstore.network.fragments_client import FragmentsClient
 from dstore.network.streams import Network, PeerAddresses
 from dstore.runtime import Runtime, open_plain_nursery
 from dstore.service.blockcache import BlockCache
-from dstore.service.decoding import Holders, StripeDecoder, fragment_cid, fragment_size
+from dstore.service.decoding import (
+    Holders,
+    StripeDecoder,
+    existing_slots,
+    fragment_cid,
+    fragment_size,
+)
 from dstore.service.fetch import BlockFetcher, Race
 from dstore.service.flights import Flights
 from dstore.service.race import first_success, gather_enough
@@ -249,21 +255,52 @@ class RootSession:
         extra = [peer for peer in others if not self._fetcher.is_cooling(peer)]
         late = [peer for peer in (*own, *others) if self._fetcher.is_cooling(peer)]
         best = self._fetcher.best_first
+        far: list[PeerId] = []
+        if not any(map(self._is_near, ready)) and self._decodes_nearby(
+            segment, holders, stripe, slot
+        ):
+            # Whether a connection can be had, and how soon, is not waited for.
+            ready, extra, far = [], [], [*ready, *extra]
         with self._fetcher.race(cid, fragment_size(segment, stripe, slot)) as race:
             data = await race.first([*best(ready), *best(extra)[:SOURCES_TRIED_MAX]])
             if data is not None:
                 return data
             ways: list[Way] = [race.rest] if race.running else []
+            if far:
+                ways.append(partial(self._one_of, race, far))
             ways.append(partial(self._decode, segment, holders, stripe, slot))
             if late:
-                ways.append(partial(self._late, race, late))
+                ways.append(partial(self._one_of, race, late))
             # Those that are late go on beside the decoding, which begins at once.
             return await first_success(
                 ways, stagger_seconds=HEDGE_SECONDS, at_once=len(ways) - bool(late)
             )
 
-    async def _late(self, race: Race, peers: Sequence[PeerId]) -> bytes:
-        """From those that failed a moment ago, if nothing else comes of it."""
+    def _near_first(self, peers: Iterable[PeerId]) -> list[PeerId]:
+        """The best first of those that are connected, then of those to be dialled."""
+        best = self._fetcher.best_first(peers)
+        return sorted(best, key=lambda peer: self._network.reached_at(peer) is None)
+
+    def _is_near(self, peer: PeerId) -> bool:
+        """Whether the peer is connected and has done nothing wrong lately."""
+        fetcher = self._fetcher
+        return (
+            self._network.reached_at(peer) is not None
+            and not fetcher.is_cooling(peer)
+            and not fetcher.has_lied(peer)
+        )
+
+    def _decodes_nearby(self, segment: Segment, holders: Holders, stripe: int, slot: int) -> bool:
+        """Whether the rest of the stripe is enough, and on peers that are near."""
+        near = [
+            other
+            for other in existing_slots(segment, stripe)
+            if other != slot and any(map(self._is_near, holders.get(other, {})))
+        ]
+        return len(near) >= len(segment.stripes[stripe].data)
+
+    async def _one_of(self, race: Race, peers: Sequence[PeerId]) -> bytes:
+        """From one of the peers, however long that takes."""
         data = await race.first(self._fetcher.best_first(peers))
         return await race.rest() if data is None else data
 
@@ -336,7 +373,7 @@ class RootSession:
         candidates = {*self.sources.peers, *peers, *(row.peer for row in placements)} - {own}
         ways = [
             partial(self._client.have, peer, [segment])
-            for peer in self._fetcher.best_first(candidates)[:HOLDERS_ASKED_MAX]
+            for peer in self._near_first(candidates)[:HOLDERS_ASKED_MAX]
         ]
         answers = await gather_enough(
             ways, enough, stagger_seconds=HEDGE_SECONDS_MIN, within_seconds=HOLDER_MAP_SECONDS
@@ -365,10 +402,9 @@ class RootSession:
         asked: set[PeerId] = set()
         failure: DstoreError | None = None
         while len(asked) < HOLDERS_ASKED_MAX:
-            best = self._fetcher.best_first
-            knowing = best(self.sources.peers.keys() - asked)
-            others = best(self.sources.maybe.keys() - self.sources.peers.keys() - asked)
-            peers = [*knowing, *others][: 4 * SOURCES_TRIED_MAX]
+            knowing = self._near_first(self.sources.peers.keys() - asked)
+            maybe = self.sources.maybe.keys() - self.sources.peers.keys()
+            peers = [*knowing, *self._near_first(maybe - asked)][: 4 * SOURCES_TRIED_MAX]
             if peers:
                 asked.update(peers)
                 try:

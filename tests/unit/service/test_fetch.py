@@ -292,7 +292,7 @@ async def test_checked_and_unchecked_blocks_of_one_peer_travel_apart() -> None:
         for number, cid in enumerate(client.blocks):
             fetch = fetcher.fetch if number % 2 else fetcher.fetch_unchecked
             nursery.start_soon(fetch, [PEER], cid, 10)
-        await wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
         client.may.set()
     assert len(client.asked) == 6  # they came in turns
     assert sorted(client.unchecked) == sorted(list(client.blocks)[::2])
