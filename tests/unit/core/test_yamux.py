@@ -299,7 +299,7 @@ class TestWindows:
         assert connection.granted_bytes == 7 * YAMUX_WINDOW_BYTES_INITIAL + YAMUX_WINDOW_BYTES
 
     def test_a_large_window_shrinks_when_other_streams_need_the_memory(self) -> None:
-        connection = serving(memory_bytes_max=2 * YAMUX_WINDOW_BYTES)
+        connection = serving(memory_bytes_max=YAMUX_WINDOW_BYTES + 4 * YAMUX_WINDOW_BYTES_INITIAL)
         half = YAMUX_WINDOW_BYTES_INITIAL // 2
         connection.receive_data(data(1, bytes(half)))
         connection.consumed(1, half)
