@@ -55,7 +55,7 @@ YAMUX_HEADER_BYTES: Final = 12
 # A frame and its header fill exactly one Noise message: 170 → 200 MB/s against a split one.
 YAMUX_FRAME_BYTES_MAX: Final = NOISE_PLAINTEXT_BYTES_MAX - YAMUX_HEADER_BYTES
 YAMUX_WINDOW_BYTES_INITIAL: Final = 256 * KIB  # fixed by the yamux specification
-YAMUX_WINDOW_BYTES: Final = MIB
+YAMUX_WINDOW_BYTES: Final = 2 * MIB
 YAMUX_FRAME_BYTES_ACCEPTED: Final = YAMUX_WINDOW_BYTES  # larger could not fit any window
 YAMUX_STREAMS_MAX: Final = 1024  # per connection and direction
 YAMUX_ACCEPT_BACKLOG: Final = 256  # as the specification's reference implementation
@@ -65,7 +65,7 @@ YAMUX_CONTROL_FRAMES_MAX: Final = 4096  # queued answers to a peer that never re
 # nothing at all was heard for so long, the peer is taken for dead.
 KEEPALIVE_SECONDS: Final = 10
 KEEPALIVE_TIMEOUT_SECONDS: Final = 25
-RAW_READ_BYTES: Final = 256 * KIB
+RAW_READ_BYTES: Final = 512 * KIB
 HANDSHAKE_SECONDS: Final = 10
 # What a limited node may send or receive at once after a pause: a tenth of a second's worth,
 # and at least one frame.  A limit below the least would make live peers look dead.
@@ -88,6 +88,7 @@ CONNECTIONS_MAX: Final = 1024
 PEERS_KNOWN_MAX: Final = 100_000
 CLOSE_SECONDS: Final = 2
 STREAM_READ_BYTES_MAX: Final = 256 * KIB
+STREAM_WRITE_BYTES: Final = 4 * YAMUX_FRAME_BYTES_MAX  # in one go: whole frames
 # Multistream-select: protocol names are short, and nobody proposes dozens.
 NEGOTIATE_MESSAGE_BYTES_MAX: Final = 1024
 NEGOTIATE_PROPOSALS_MAX: Final = 32
@@ -146,6 +147,7 @@ PEER_BUDGET_BYTES: Final = (
     - PEER_LARGE_MESSAGES_MAX * 4 * MIB
 )
 BLOCK_OVERHEAD_BYTES: Final = KIB  # what holding a block costs beside its bytes
+VERIFY_BATCH_BYTES: Final = 2 * MIB  # hashed in one call in a worker
 INLINE_HASH_BYTES: Final = 32 * KIB  # hashed in place: a hand-over would cost more
 SMALL_WRITES_BYTES: Final = 64 * KIB  # headers and small blocks are written together
 SERVED_MEMORY_BYTES_MAX: Final = 256 * MIB  # all peers together
@@ -333,6 +335,9 @@ HTTP_CONNECTIONS_MAX: Final = 1024  # per server; the next one is closed at once
 HTTP_IDLE_SECONDS: Final = 15  # between requests, and for the headers of one
 HTTP_WRITE_BYTES: Final = 64 * KIB  # that a client must take within:
 HTTP_WRITE_SECONDS: Final = 30
+# In the kernel and not sent yet, for the socket to count as full; it takes more once half of
+# this is left, which must be no more than what the client has to take in time.
+HTTP_UNSENT_BYTES: Final = 2 * HTTP_WRITE_BYTES
 GATEWAY_LISTING_ENTRIES_MAX: Final = 10_000  # on one page, 300 bytes of memory each
 GATEWAY_SNIFF_SECONDS: Final = 0.25  # a range waits no longer for the file's beginning
 GATEWAY_TYPES_KEPT: Final = 4096  # media types told from content, by CID

@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, TypeVarTuple
+from typing import Generic, Protocol, TypeVar, TypeVarTuple
 
 import trio
 
 from dstore.errors import DstoreError
 
 T = TypeVar("T")
+R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
 
@@ -76,6 +77,64 @@ class InlineWorkers:
     async def run(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
         await trio.lowlevel.checkpoint()
         return work(*args)
+
+
+@dataclass(eq=False, slots=True)
+class _Asked(Generic[T, R]):
+    """An item, its result once there is one, and whether somebody still waits for that."""
+
+    item: T
+    result: list[R] = field(default_factory=list)
+    news: trio.Event = field(default_factory=trio.Event)
+    wanted: bool = True
+
+
+class JointWork(Generic[T, R]):
+    """Work on items that many tasks bring, handed over together: what comes while `hands`
+    hand-overs are under way goes with the next one.  Alone, an item does not wait."""
+
+    def __init__(
+        self, workers: Workers, work: Callable[[Sequence[T]], Sequence[R]], hands: int = 2
+    ) -> None:
+        """`work`, in a worker, returns the results of the first of the items, at least one, in
+        their order.  It must do no harm where whoever asked has left."""
+        self._workers = workers
+        self._work = work
+        self._free_hands = hands
+        self._waiting: dict[_Asked[T, R], None] = {}  # in no hand, the oldest first
+
+    async def run(self, item: T) -> R:
+        """The result for the item.  Raises what the work raises."""
+        mine: _Asked[T, R] = _Asked(item)
+        self._waiting[mine] = None
+        try:
+            while not mine.result:
+                if self._free_hands and mine in self._waiting:
+                    await self._hand_over()
+                else:
+                    mine.news = trio.Event()
+                    await mine.news.wait()
+        finally:
+            mine.wanted = False
+            self._waiting.pop(mine, None)
+            if self._free_hands and self._waiting:
+                next(iter(self._waiting)).news.set()  # whose turn it is
+        return mine.result[0]
+
+    async def _hand_over(self) -> None:
+        """All that waits.  What is not done then, or fails with the caller, waits again."""
+        batch, self._waiting = list(self._waiting), {}
+        results: Sequence[R] = ()
+        self._free_hands -= 1
+        try:
+            results = await self._workers.run(self._work, [one.item for one in batch])
+        finally:
+            self._free_hands += 1
+            for one, result in zip(batch, results, strict=False):
+                one.result.append(result)
+                one.news.set()
+            undone = [one for one in batch[len(results) :] if one.wanted]
+            self._waiting = dict.fromkeys(undone) | self._waiting
 
 
 @dataclass(frozen=True)

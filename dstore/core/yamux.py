@@ -283,7 +283,7 @@ class YamuxConnection:
         while position < end:
             if self._body.left:
                 size = min(self._body.left, end - position)
-                self._on_body(data[position : position + size], events)
+                self._on_body(_piece(data, position, size), events)
                 position += size
                 continue
             if self._head or end - position < YAMUX_HEADER_BYTES:
@@ -381,7 +381,7 @@ class YamuxConnection:
         else:
             self._on_flags(stream_id, flags, events)
 
-    def _on_body(self, data: bytes, events: list[Event]) -> None:
+    def _on_body(self, data: bytes | memoryview, events: list[Event]) -> None:
         body = self._body
         body.left -= len(data)
         stream = self._streams.get(body.stream_id)
@@ -486,3 +486,11 @@ class YamuxConnection:
         # Pings overtake data, or a full queue would look like a dead peer.
         (self._out.urgent if urgent else self._out.frames).append(frame)
         self._out.size += len(frame)
+
+
+def _piece(data: bytes, start: int, size: int) -> bytes | memoryview:
+    """That part of `data`, without a copy where it is most of it: a small part must not keep
+    all of what came with it."""
+    if 2 * size > len(data):
+        return memoryview(data)[start : start + size]
+    return data[start : start + size]

@@ -56,7 +56,7 @@ class DataReceived:
     """Bytes for a stream; call `consumed` once they were read."""
 
     stream_id: int
-    data: bytes
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from dstore.limits import (
     HTTP_CONNECTIONS_MAX,
     HTTP_HEADER_BYTES_MAX,
     HTTP_IDLE_SECONDS,
+    HTTP_UNSENT_BYTES,
     HTTP_WRITE_BYTES,
     HTTP_WRITE_SECONDS,
 )
@@ -132,6 +133,10 @@ class _PacedStream:
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self.socket = stream.socket
+        if hasattr(trio.socket, "TCP_NOTSENT_LOWAT"):
+            # Most of a block in one call; there is nothing else that would have to wait for it.
+            option = trio.socket.TCP_NOTSENT_LOWAT
+            stream.setsockopt(trio.socket.IPPROTO_TCP, option, HTTP_UNSENT_BYTES)
 
     async def send_all(self, data: bytes) -> None:
         view, taken = memoryview(data), 0

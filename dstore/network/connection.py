@@ -57,7 +57,7 @@ class HostStream:
             return self._confirmed(self._stream.read_some, max_bytes)
         return self._stream.read_some(max_bytes)
 
-    def read_pieces(self, max_bytes: int) -> Coroutine[Any, Any, list[bytes]]:
+    def read_pieces(self, max_bytes: int) -> Coroutine[Any, Any, list[bytes | memoryview]]:
         if self._unconfirmed:
             return self._confirmed(self._stream.read_pieces, max_bytes)
         return self._stream.read_pieces(max_bytes)

@@ -20,6 +20,7 @@ from dstore.limits import (
     PROGRESS_SECONDS,
     SMALL_WRITES_BYTES,
     STREAM_READ_BYTES_MAX,
+    STREAM_WRITE_BYTES,
 )
 from dstore.network.streams import BufferedReader, Stream, frame
 
@@ -43,7 +44,7 @@ class _PatientReads:
     async def read_some(self, max_bytes: int = STREAM_READ_BYTES_MAX) -> bytes:
         return await self._patiently(self.stream.read_some, max_bytes)
 
-    async def read_pieces(self, max_bytes: int) -> Sequence[bytes]:
+    async def read_pieces(self, max_bytes: int) -> Sequence[bytes | memoryview]:
         return await self._patiently(self.stream.read_pieces, max_bytes)
 
     async def _patiently(self, read: Callable[[int], Awaitable[T]], max_bytes: int) -> T:
@@ -161,10 +162,10 @@ class FragmentStream:
     async def _write(self, data: bytes | bytearray) -> None:
         """All of `data`, each slice of it within PROGRESS_SECONDS of the last sign of life."""
         view = memoryview(data)
-        for start in range(0, len(view), STREAM_READ_BYTES_MAX):
+        for start in range(0, len(view), STREAM_WRITE_BYTES):
             with trio.move_on_after(PROGRESS_SECONDS) as scope:
                 self._write_scope = scope
-                await self._stream.write(view[start : start + STREAM_READ_BYTES_MAX])
+                await self._stream.write(view[start : start + STREAM_WRITE_BYTES])
             self._write_scope = None
             if scope.cancelled_caught:
                 raise DeadlineExceeded(f"{self.peer} took nothing for {PROGRESS_SECONDS} s")

@@ -44,11 +44,12 @@ from dstore.limits import (
     PROGRESS_SECONDS,
     REQUEST_SECONDS,
     SLOT_SILENCE_SECONDS,
+    VERIFY_BATCH_BYTES,
 )
 from dstore.network.fragment_stream import FragmentStream
 from dstore.network.slot_upload import LoadBlock, PutProgress, ReadFragment, SlotBlock, SlotUpload
 from dstore.network.streams import Network
-from dstore.runtime import Runtime, Workers
+from dstore.runtime import JointWork, Runtime
 
 __all__ = ["Blocks", "FragmentsClient", "PutProgress", "SlotBlock"]
 
@@ -133,7 +134,7 @@ class FragmentsClient:
         self._protocols = [wire.PROTOCOL]
         if traffic is Traffic.REPAIR:
             self._protocols.insert(0, wire.REPAIR_PROTOCOL)
-        self._workers = runtime.workers
+        self._verifying = JointWork(runtime.workers, _verify)
         self._pools: dict[PeerId, _Pool] = {}
         self._closed = False
 
@@ -204,11 +205,14 @@ class FragmentsClient:
         return wire.Haves(tuple(holdings))
 
     @asynccontextmanager
-    async def get_blocks(self, peer: PeerId, cids: Sequence[CID]) -> AsyncIterator[Blocks]:
+    async def get_blocks(
+        self, peer: PeerId, cids: Sequence[CID], *, checked: bool = True
+    ) -> AsyncIterator[Blocks]:
         """Blocks in the order asked, as they come, each verified; None for one the peer has
         not.  Any number of CIDs, split as the limits demand; leaving the context early is
         fine, pausing within it for PROGRESS_SECONDS may lose the stream.  While iterating:
-        HashMismatch for bytes that are not what their CID names.
+        HashMismatch for bytes that are not what their CID names; where `checked` is False, that
+        is for the caller to find out.
 
             async with client.get_blocks(peer, cids) as blocks:
                 async for cid, data in blocks: ...
@@ -217,7 +221,8 @@ class FragmentsClient:
         def request(start: int) -> wire.Request:
             return wire.GetBlocks(tuple(cids[start : start + GET_BLOCKS_MAX]))
 
-        async with aclosing(self._blocks(peer, cids, request, GET_BLOCKS_MAX)) as blocks:
+        blocks = self._blocks(peer, cids, request, GET_BLOCKS_MAX, checked=checked)
+        async with aclosing(blocks):
             yield blocks
 
     @asynccontextmanager
@@ -289,6 +294,8 @@ class FragmentsClient:
         cids: Sequence[CID],
         request: Callable[[int], wire.Request],
         per_request: int,
+        *,
+        checked: bool = True,
     ) -> Blocks:
         """All of `cids`, by as many exchanges as it takes; `request(i)` asks for those from
         the i-th on, `per_request` at most."""
@@ -301,12 +308,23 @@ class FragmentsClient:
                     answer = await exchange.answer()
                     if isinstance(answer, wire.Stopped) and done > begun:
                         break
-                    data = await _read_block(exchange, answer, cid, self._workers)
+                    data = await _read_block(exchange, answer, cid)
+                    if checked and data is not None:
+                        await self._check(peer, cid, data)
                     done += 1
                     # Before the yield: who asks for no more has all that was sent.
                     exchange.finished = done == begun + len(part)
                     yield cid, data
                 exchange.finished = True
+
+    async def _check(self, peer: PeerId, cid: CID, data: bytes) -> None:
+        """Raises HashMismatch for bytes that are not what the CID names."""
+        if len(data) <= INLINE_HASH_BYTES:
+            right = cid.verify(data)
+        else:
+            right = await self._verifying.run((cid, data))
+        if not right:
+            raise HashMismatch(f"{peer} sent other bytes than {cid}")
 
     # --- Streams -----------------------------------------------------------------------
 
@@ -408,21 +426,24 @@ async def _read_holdings(
     return holdings
 
 
-async def _read_block(
-    exchange: _Exchange, header: wire.Answer, cid: CID, workers: Workers
-) -> bytes | None:
-    """The block behind its header, verified; None where the peer has it not."""
+async def _read_block(exchange: _Exchange, header: wire.Answer, cid: CID) -> bytes | None:
+    """What is sent as the block behind its header; None where the peer has it not."""
     if not isinstance(header, wire.BlockHeader):
         raise exchange.violation(f"answered {type(header).__name__} for a block")
     if header.size is None:
         return None
     if header.cid != cid:
         raise exchange.violation(f"sent {header.cid}, which was not asked for, in place of {cid}")
-    data = await exchange.link.read_bytes(header.size)
-    if len(data) <= INLINE_HASH_BYTES:
-        right = cid.verify(data)
-    else:
-        right = await workers.run(cid.verify, data)
-    if not right:
-        raise HashMismatch(f"{exchange.link.peer} sent other bytes than {cid}")
-    return data
+    return await exchange.link.read_bytes(header.size)
+
+
+def _verify(blocks: Sequence[tuple[CID, bytes]]) -> list[bool]:
+    """In a worker: whether the first of the blocks are what their CIDs name."""
+    right: list[bool] = []
+    size = 0
+    for cid, data in blocks:
+        right.append(cid.verify(data))
+        size += len(data)
+        if size >= VERIFY_BATCH_BYTES:
+            break
+    return right

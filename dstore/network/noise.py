@@ -30,7 +30,7 @@ from multiaddr import Multiaddr
 from noise.exceptions import NoiseHandshakeError, NoiseInvalidMessage, NoiseValueError
 
 from dstore.errors import ConnectionLost, ProtocolViolation
-from dstore.limits import HANDSHAKE_SECONDS, NOISE_PLAINTEXT_BYTES_MAX, RAW_READ_BYTES
+from dstore.limits import HANDSHAKE_SECONDS, KIB, NOISE_PLAINTEXT_BYTES_MAX, RAW_READ_BYTES
 from dstore.network.tcp import TcpConnection
 
 NOISE_PROTOCOL: Final = "/noise"
@@ -40,9 +40,9 @@ _LENGTH_BYTES: Final = 2
 _OVERHEAD_BYTES: Final = _LENGTH_BYTES + _TAG_BYTES
 # The Noise specification reserves the last nonce; no message may use it.
 _NONCE_END: Final = 2**64 - 1
-# One write: four full messages.  A buffer used again costs a third of fresh memory, and
-# being this small, a thousand busy connections may each have one.
-_SEAL_BYTES: Final = 4 * (NOISE_PLAINTEXT_BYTES_MAX + _OVERHEAD_BYTES)
+# One write: four full messages, and the small ones before them.  A buffer used again costs a
+# third of fresh memory, and being this small, a thousand busy connections may each have one.
+_SEAL_BYTES: Final = 4 * (NOISE_PLAINTEXT_BYTES_MAX + _OVERHEAD_BYTES) + KIB
 _NONCE = struct.Struct("<4xQ")
 _LENGTH = struct.Struct("!H")
 
@@ -101,8 +101,7 @@ class NoiseSession(BaseSession):  # type: ignore[misc] # libp2p is untyped
         self._send_nonce: int = sending.n
         self._receive_nonce: int = receiving.n
         self._sealed = bytearray()
-        self._received = b""  # from the connection, not yet decrypted from `_position` on
-        self._position = 0
+        self._cut = bytearray()  # the beginning of a message, with its length before it
         self._plain = b""  # decrypted, not yet read by `read`
 
     @property
@@ -167,18 +166,15 @@ class NoiseSession(BaseSession):  # type: ignore[misc] # libp2p is untyped
             plain, self._plain = self._plain, b""
             return [plain]
         while True:
-            messages = self._open_complete()
-            if messages:
-                return messages
             try:
                 data = await self._connection.read(RAW_READ_BYTES)
             except _BROKEN as error:
                 raise SessionLost(f"the connection broke: {error}") from error
             if not data:
                 raise SessionLost("the peer closed the connection")
-            rest = self._received[self._position :]
-            self._received = rest + data if rest else data
-            self._position = 0
+            messages = self._open(data)
+            if messages:
+                return messages
 
     async def write_frames(self, frames: Sequence[bytes]) -> None:
         """Send `frames`, none longer than NOISE_PLAINTEXT_BYTES_MAX, in order; short ones
@@ -189,31 +185,43 @@ class NoiseSession(BaseSession):  # type: ignore[misc] # libp2p is untyped
         """Give back the write buffer: nothing waits to be sent."""
         self._sealed = bytearray()
 
-    def _open_complete(self) -> list[bytes]:
-        received, position = self._received, self._position
-        end = len(received)
+    def _open(self, data: bytes) -> list[bytes]:
+        """The plaintext of the messages that are complete with `data`."""
         messages: list[bytes] = []
-        decrypt, nonce = self._receive_cipher.decrypt, self._receive_nonce
-        with memoryview(received) as view:
+        position, end, cut = 0, len(data), self._cut
+        while cut and position < end:
+            # What was cut is put together by itself: nothing else of `data` is copied.
+            missing = _missing_bytes(cut)
+            cut += data[position : position + missing]
+            position = min(position + missing, end)
+            if not _missing_bytes(cut):
+                self._decrypt(cut, messages)
+                cut = bytearray()
+        with memoryview(data) as view:
             while end - position >= _LENGTH_BYTES:
-                start = position + _LENGTH_BYTES
-                stop = start + (received[position] << 8 | received[position + 1])
+                stop = position + _LENGTH_BYTES + (data[position] << 8 | data[position + 1])
                 if stop > end:
                     break
-                if stop - start < _TAG_BYTES:
-                    raise SessionViolation(f"noise: a message of {stop - start} bytes")
-                if nonce >= _NONCE_END:
-                    raise SessionLost("noise: the peer has used up its nonces")
-                try:
-                    plain = decrypt(_NONCE.pack(nonce), view[start:stop], None)
-                except InvalidTag:
-                    raise SessionViolation("noise: a message is not authentic") from None
-                nonce += 1
+                self._decrypt(view[position:stop], messages)
                 position = stop
-                if plain:
-                    messages.append(plain)
-        self._receive_nonce, self._position = nonce, position
+        self._cut = cut or bytearray(data[position:])
         return messages
+
+    def _decrypt(self, message: bytearray | memoryview, messages: list[bytes]) -> None:
+        """Add the plaintext of one message, with its length before it, unless it is empty."""
+        if len(message) < _OVERHEAD_BYTES:
+            raise SessionViolation(f"noise: a message of {len(message) - _LENGTH_BYTES} bytes")
+        if self._receive_nonce >= _NONCE_END:
+            raise SessionLost("noise: the peer has used up its nonces")
+        nonce = _NONCE.pack(self._receive_nonce)
+        try:
+            with memoryview(message) as view:
+                plain = self._receive_cipher.decrypt(nonce, view[_LENGTH_BYTES:], None)
+        except InvalidTag:
+            raise SessionViolation("noise: a message is not authentic") from None
+        self._receive_nonce += 1
+        if plain:
+            messages.append(plain)
 
     def _seal(self, frames: Sequence[bytes]) -> Iterator[memoryview]:
         """The messages for `frames`, some at a time in one buffer, which is used again."""
@@ -237,6 +245,13 @@ class NoiseSession(BaseSession):  # type: ignore[misc] # libp2p is untyped
             filled += size
         if filled:
             yield memoryview(self._sealed)[:filled]
+
+
+def _missing_bytes(cut: bytearray) -> int:
+    """What a message that begins like this still lacks, as far as that can be told."""
+    if len(cut) < _LENGTH_BYTES:
+        return _LENGTH_BYTES - len(cut)
+    return _LENGTH_BYTES + (cut[0] << 8 | cut[1]) - len(cut)
 
 
 def _pack(frames: Sequence[bytes]) -> Iterator[bytes]:

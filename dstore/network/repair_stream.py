@@ -49,7 +49,7 @@ class RepairStream:
         await self._took(len(data))
         return data
 
-    async def read_pieces(self, max_bytes: int) -> Sequence[bytes]:
+    async def read_pieces(self, max_bytes: int) -> Sequence[bytes | memoryview]:
         pieces = await self._stream.read_pieces(min(max_bytes, self._line.repair_turn_down()))
         await self._took(sum(map(len, pieces)))
         return pieces

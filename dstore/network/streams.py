@@ -34,7 +34,7 @@ class Stream(Protocol):
         Raises ConnectionLost when the stream was reset or its connection was lost."""
         ...
 
-    async def read_pieces(self, max_bytes: int) -> Sequence[bytes]:
+    async def read_pieces(self, max_bytes: int) -> Sequence[bytes | memoryview]:
         """What has come, as `read_some`, but in the pieces in which it came: whoever wants
         many bytes has them in few calls and without a copy.  Empty after the peer's end."""
         ...

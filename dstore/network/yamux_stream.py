@@ -65,13 +65,13 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc] # libp2p is untyped
             return b""
         data = self._take(max_bytes)
         self._consumed(len(data))
-        return data
+        return data if type(data) is bytes else bytes(data)
 
-    async def read_pieces(self, max_bytes: int) -> list[bytes]:
+    async def read_pieces(self, max_bytes: int) -> list[bytes | memoryview]:
         """As `read_some`, all that has come up to `max_bytes`, as it came."""
         if not await self._wait_readable():
             return []
-        pieces: list[bytes] = []
+        pieces: list[bytes | memoryview] = []
         left = max_bytes
         while self._chunks and left:
             piece = self._take(left)
@@ -96,15 +96,15 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc] # libp2p is untyped
             await self._readable.wait()
         return True
 
-    def _take(self, max_bytes: int) -> bytes:
+    def _take(self, max_bytes: int) -> bytes | memoryview:
         """The next piece, or the front of it."""
         chunk = self._chunks[0]
         if len(chunk) <= max_bytes:
             self._chunks.popleft()
-            return chunk if type(chunk) is bytes else bytes(chunk)
+            return bytes(chunk) if isinstance(chunk, bytearray) else chunk
         view = memoryview(chunk)
         self._chunks[0] = view[max_bytes:]
-        return bytes(view[:max_bytes])
+        return view[:max_bytes]
 
     def _consumed(self, size: int) -> None:
         self._core.consumed(self.stream_id, size)
@@ -214,7 +214,7 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc] # libp2p is untyped
 
     # --- Called by the session ----------------------------------------------------------
 
-    def received(self, data: bytes) -> None:
+    def received(self, data: bytes | memoryview) -> None:
         """Keep `data` until it is read; its window bounds how much there can be."""
         if self.on_arrival is not None:
             self.on_arrival(len(data))

@@ -41,13 +41,22 @@ class BlockClient(Protocol):
     """The part of the fragments client that reading needs."""
 
     def get_blocks(
-        self, peer: PeerId, cids: Sequence[CID]
+        self, peer: PeerId, cids: Sequence[CID], *, checked: bool = True
     ) -> AbstractAsyncContextManager[AsyncIterator[tuple[CID, bytes | None]]]:
-        """The blocks in order as they come, verified; None for those the peer lacks."""
+        """The blocks in order as they come, verified unless `checked` is False; None for those
+        the peer lacks."""
         ...
 
 
 FaultReport = Callable[[PeerId, str, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Unchecked:
+    """What a peer sent for a block: of no use to anybody but as the input of what is checked."""
+
+    peer: PeerId
+    data: bytes
 
 
 @dataclass(eq=False, slots=True)
@@ -59,6 +68,7 @@ class _Want:
     size: int
     asked_at: float
     patience_seconds: float  # how long the peer is waited for alone
+    checked: bool = True
     races: list[Race] = field(default_factory=list)
 
 
@@ -67,7 +77,8 @@ class _PeerQueue:
     """What is wanted of one peer, and how it has done so far."""
 
     wants: deque[_Want] = field(default_factory=deque)  # not asked for yet
-    pending: dict[bytes, _Want] = field(default_factory=dict)  # by multihash, asked for or not
+    # By multihash and whether checked, asked for or not.
+    pending: dict[tuple[bytes, bool], _Want] = field(default_factory=dict)
     streams: int = 0
     failures: int = 0
     cool_until: float = 0.0
@@ -84,10 +95,12 @@ class Race:
     time that its record says.  Nothing runs for a race but the fetcher's own streams.
     """
 
-    def __init__(self, fetcher: BlockFetcher, cid: CID, size: int) -> None:
+    def __init__(self, fetcher: BlockFetcher, cid: CID, size: int, *, checked: bool = True) -> None:
+        self.winner: PeerId | None = None  # whose block it is
         self._fetcher = fetcher
         self._cid = cid
         self._size = size
+        self._checked = checked
         self._pending: list[_Want] = []
         self._news = trio.Event()
         self._data: bytes | None = None
@@ -121,7 +134,7 @@ class Race:
         return self._data
 
     def _ask(self, peer: PeerId) -> _Want:
-        want = self._fetcher.want(peer, self._cid, self._size)
+        want = self._fetcher.want(peer, self._cid, self._size, checked=self._checked)
         want.races.append(self)
         self._pending.append(want)
         return want
@@ -148,7 +161,7 @@ class Race:
         if data is None:
             self._failure = failure or NotFoundError(f"{want.peer} has no block {want.cid}")
         elif self._data is None:
-            self._data = data
+            self._data, self.winner = data, want.peer
         self._news.set()
         self._news = trio.Event()
 
@@ -170,10 +183,10 @@ class BlockFetcher:
         self._peers: dict[PeerId, _PeerQueue] = {}
 
     @contextmanager
-    def race(self, cid: CID, size: int) -> Iterator[Race]:
+    def race(self, cid: CID, size: int, *, checked: bool = True) -> Iterator[Race]:
         """A race for a block of about `size` bytes; what is under way at the end of the block
         is given up."""
-        race = Race(self, cid, size)
+        race = Race(self, cid, size, checked=checked)
         try:
             yield race
         finally:
@@ -190,14 +203,23 @@ class BlockFetcher:
             data = await race.first(self.best_first(peers))
             return await race.rest() if data is None else data
 
-    def want(self, peer: PeerId, cid: CID, size: int) -> _Want:
+    async def fetch_unchecked(self, peers: Iterable[PeerId], cid: CID, size: int) -> Unchecked:
+        """As `fetch`, but what comes is not compared with the CID: whoever asks finds out in
+        another way whether it is right, and says so (`lied`) where it is not."""
+        with self.race(cid, size, checked=False) as race:
+            data = await race.first(self.best_first(peers))
+            data = await race.rest() if data is None else data
+        assert race.winner is not None
+        return Unchecked(race.winner, data)
+
+    def want(self, peer: PeerId, cid: CID, size: int, *, checked: bool = True) -> _Want:
         """For a race: ask the peer for the block, unless that is under way."""
         queue = self._queue(peer)
-        want = queue.pending.get(cid.multihash)
+        want = queue.pending.get((cid.multihash, checked))
         if want is None:
             patience_seconds = self.patience_seconds(peer, size)
-            want = _Want(peer, cid, size, trio.current_time(), patience_seconds)
-            queue.pending[cid.multihash] = want
+            want = _Want(peer, cid, size, trio.current_time(), patience_seconds, checked)
+            queue.pending[cid.multihash, checked] = want
             queue.wants.append(want)
             queue.waiting_bytes += size
             # While little is under way, small blocks wait for its end and then travel together.
@@ -246,6 +268,14 @@ class BlockFetcher:
         queue = self._peers.get(peer)
         return queue is not None and queue.cool_until > trio.current_time()
 
+    def lied(self, peer: PeerId, cid: CID) -> None:
+        """Note that what the peer sent for the block, unchecked, is something else."""
+        self._lied(peer, HashMismatch(f"{peer} sent other bytes than {cid}"))
+
+    def _lied(self, peer: PeerId, error: DstoreError) -> None:
+        self._queue(peer).lied = True
+        self._on_fault(peer, type(error).__name__, str(error))
+
     def stalled(self, peer: PeerId) -> None:
         """Note that another way led to a block while this peer was silent."""
         self.counters.late_answers += 1
@@ -287,7 +317,8 @@ class BlockFetcher:
         later_bytes = 0
         failure: DstoreError | None = None
         try:
-            async with self._client.get_blocks(peer, [want.cid for want in batch]) as blocks:
+            cids, checked = [want.cid for want in batch], batch[0].checked
+            async with self._client.get_blocks(peer, cids, checked=checked) as blocks:
                 async for _, data in blocks:
                     queue.heard_at = now = trio.current_time()
                     if answered == 0:
@@ -302,8 +333,7 @@ class BlockFetcher:
                     answered += 1
                     _end(queue, batch[answered - 1], data)
         except (HashMismatch, ProtocolViolation) as error:
-            queue.lied = True
-            self._on_fault(peer, type(error).__name__, str(error))
+            self._lied(peer, error)
             failure = error
         except DstoreError as error:
             self._failed(queue)
@@ -320,8 +350,9 @@ def _end(
     queue: _PeerQueue, want: _Want, data: bytes | None, failure: DstoreError | None = None
 ) -> None:
     """A want is over: tell those that wait."""
-    if queue.pending.get(want.cid.multihash) is want:
-        del queue.pending[want.cid.multihash]
+    key = want.cid.multihash, want.checked
+    if queue.pending.get(key) is want:
+        del queue.pending[key]
     queue.waiting_bytes -= want.size
     races, want.races = want.races, []
     for race in races:
@@ -329,12 +360,15 @@ def _end(
 
 
 def _next_batch(queue: _PeerQueue) -> list[_Want]:
-    """As many queued wants as fit one request, those given up left out."""
+    """As many queued wants as fit one request, all checked or all not, those given up left
+    out."""
     batch: list[_Want] = []
     size = 0
     while queue.wants and len(batch) < FETCH_BATCH_BLOCKS_MAX:
         want = queue.wants[0]
         if batch and size + want.size > FETCH_BATCH_BYTES_MAX:
+            break
+        if batch and want.checked != batch[0].checked:
             break
         queue.wants.popleft()
         if want.races:

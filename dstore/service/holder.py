@@ -32,7 +32,7 @@ from dstore.limits import (
 )
 from dstore.network.fragments_server import FetchBlock
 from dstore.network.streams import Network, PeerAddresses
-from dstore.runtime import Runtime, Workers
+from dstore.runtime import JointWork, Runtime, Workers
 from dstore.service.leases import Leases
 from dstore.service.restore import manifest_row
 from dstore.service.stores import Stores
@@ -77,6 +77,7 @@ class LocalHolder:
             stores, network.peer_id, key, runtime.clock, options.domains, options.lease_seconds
         )
         self._reserving = trio.Lock()
+        self._reading = JointWork(runtime.workers, self._read_batches)
 
     @property
     def workers(self) -> Workers:
@@ -122,25 +123,30 @@ class LocalHolder:
     async def blocks(
         self, peer: PeerId, cids: Sequence[CID]
     ) -> AsyncGenerator[tuple[CID, bytes | None], None]:
-        """The blocks in order, read a batch at a time; None for one that is not here."""
+        """The blocks in order, read a batch at a time, with those of others who ask at the same
+        time; None for one that is not here."""
         position = 0
         while position < len(cids):
-            batch = await self._runtime.workers.run(self._read_batch, cids, position)
+            batch = await self._reading.run((cids, position))
             for data in batch:
                 yield cids[position], data
                 position += 1
 
-    def _read_batch(self, cids: Sequence[CID], start: int) -> list[bytes | None]:
-        """In a worker: some blocks from `start` on, at least one."""
-        batch: list[bytes | None] = []
+    def _read_batches(self, asked: Sequence[tuple[Sequence[CID], int]]) -> list[list[bytes | None]]:
+        """In a worker, for the first of those who ask: some of their blocks, at least one, from
+        a position on."""
+        batches: list[list[bytes | None]] = []
         size = 0
-        for cid in cids[start : start + SERVE_BATCH_BLOCKS_MAX]:
-            data = self._read(cid, self._stores.blocks.get_for_peer)
-            batch.append(data)
-            size += len(data or b"")
-            if size >= SERVE_BATCH_BYTES:
-                break
-        return batch
+        for cids, start in asked:
+            batch: list[bytes | None] = []
+            batches.append(batch)
+            for cid in cids[start : start + SERVE_BATCH_BLOCKS_MAX]:
+                data = self._read(cid, self._stores.blocks.get_for_peer)
+                batch.append(data)
+                size += len(data or b"")
+                if size >= SERVE_BATCH_BYTES:
+                    return batches
+        return batches
 
     def _read(self, cid: CID, get: Callable[[CID], bytes] | None = None) -> bytes | None:
         try:

@@ -43,6 +43,7 @@ from dstore.network.routing import Routing, RoutingOptions, open_routing
 from dstore.network.streams import Network, PeerAddresses
 from dstore.runtime import Runtime
 from dstore.service.bandwidth import Bandwidth, BandwidthOptions
+from dstore.service.blockcache import BlockCache
 from dstore.service.candidates import CandidateFinder, label_domains, peer_domains
 from dstore.service.counters import Counters
 from dstore.service.faults import Faults
@@ -69,7 +70,7 @@ from dstore.service.publish import Publisher, PublishOptions
 from dstore.service.reprovide import Reprovider
 from dstore.service.restore import restore_references
 from dstore.service.retrieve import Retriever
-from dstore.service.session import BlockCache, RootSession
+from dstore.service.session import RootSession
 from dstore.service.sources import Discovery
 from dstore.service.status import StatusReader
 from dstore.service.stores import Stores

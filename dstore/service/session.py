@@ -7,12 +7,11 @@ lying costs one detour; it is remembered by the fetcher, and the next block goes
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 import trio
 
-from dstore.core import erasure
 from dstore.core.cid import CID, DAG_PB
 from dstore.core.dagpb import begins_with_link
 from dstore.core.manifest import Manifest, Segment, SegmentRef
@@ -23,7 +22,6 @@ from dstore.errors import (
     DataError,
     DeadlineExceeded,
     DstoreError,
-    MalformedBlock,
     NetworkError,
     NotFoundError,
     PeerError,
@@ -35,7 +33,6 @@ from dstore.limits import (
     FETCH_BLOCK_SECONDS,
     HEDGE_SECONDS,
     HEDGE_SECONDS_MIN,
-    HEDGE_SECONDS_UNKNOWN,
     HOLDER_MAP_PEERS_ASKED,
     HOLDER_MAP_SECONDS,
     HOLDERS_ASKED_MAX,
@@ -51,39 +48,21 @@ from dstore.limits import (
 from dstore.network.fragments_client import FragmentsClient
 from dstore.network.streams import Network, PeerAddresses
 from dstore.runtime import Runtime, open_plain_nursery
+from dstore.service.blockcache import BlockCache
+from dstore.service.decoding import (
+    Holders,
+    StripeDecoder,
+    existing_slots,
+    fragment_cid,
+    fragment_size,
+)
 from dstore.service.fetch import BlockFetcher, Race
 from dstore.service.flights import Flights
 from dstore.service.race import first_success, gather_enough
 from dstore.service.sources import Discovery, RootSources
 from dstore.service.stores import Stores
 
-Holders = dict[int, dict[PeerId, None]]
 Way = Callable[[], Awaitable[bytes]]
-
-
-class BlockCache:
-    """Verified blocks in memory, the least recently used dropped first."""
-
-    def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-        self._blocks: OrderedDict[bytes, bytes] = OrderedDict()
-        self.bytes = 0
-
-    def get(self, cid: CID) -> bytes | None:
-        """The block, if it is here."""
-        data = self._blocks.get(cid.multihash)
-        if data is not None:
-            self._blocks.move_to_end(cid.multihash)
-        return data
-
-    def put(self, cid: CID, data: bytes) -> None:
-        """Keep the block for a while."""
-        if cid.multihash in self._blocks or len(data) > self._bytes_max:
-            return
-        self._blocks[cid.multihash] = data
-        self.bytes += len(data)
-        while self.bytes > self._bytes_max:
-            self.bytes -= len(self._blocks.popitem(last=False)[1])
 
 
 class RootSession:
@@ -110,7 +89,7 @@ class RootSession:
         self._cache = cache
         self._runtime = runtime
         self._segments: OrderedDict[CID, tuple[Segment, Holders]] = OrderedDict()
-        self._bad_stripes: set[tuple[CID, int]] = set()
+        self._decoder = StripeDecoder(fetcher, stores.blocks, cache, runtime.workers)
         self._blocks: Flights[bytes] = Flights(nursery)
         self._loads: Flights[tuple[Segment, Holders]] = Flights(nursery)
         self._stripes: Flights[dict[int, bytes]] = Flights(nursery)
@@ -276,101 +255,66 @@ class RootSession:
         extra = [peer for peer in others if not self._fetcher.is_cooling(peer)]
         late = [peer for peer in (*own, *others) if self._fetcher.is_cooling(peer)]
         best = self._fetcher.best_first
-        with self._fetcher.race(cid, _fragment_size(segment, stripe, slot)) as race:
+        far: list[PeerId] = []
+        if not any(map(self._is_near, ready)) and self._decodes_nearby(
+            segment, holders, stripe, slot
+        ):
+            # Whether a connection can be had, and how soon, is not waited for.
+            ready, extra, far = [], [], [*ready, *extra]
+        with self._fetcher.race(cid, fragment_size(segment, stripe, slot)) as race:
             data = await race.first([*best(ready), *best(extra)[:SOURCES_TRIED_MAX]])
             if data is not None:
                 return data
             ways: list[Way] = [race.rest] if race.running else []
+            if far:
+                ways.append(partial(self._one_of, race, far))
             ways.append(partial(self._decode, segment, holders, stripe, slot))
             if late:
-                ways.append(partial(self._late, race, late))
+                ways.append(partial(self._one_of, race, late))
             # Those that are late go on beside the decoding, which begins at once.
             return await first_success(
                 ways, stagger_seconds=HEDGE_SECONDS, at_once=len(ways) - bool(late)
             )
 
-    async def _late(self, race: Race, peers: Sequence[PeerId]) -> bytes:
-        """From those that failed a moment ago, if nothing else comes of it."""
+    def _near_first(self, peers: Iterable[PeerId]) -> list[PeerId]:
+        """The best first of those that are connected, then of those to be dialled."""
+        best = self._fetcher.best_first(peers)
+        return sorted(best, key=lambda peer: self._network.reached_at(peer) is None)
+
+    def _is_near(self, peer: PeerId) -> bool:
+        """Whether the peer is connected and has done nothing wrong lately."""
+        fetcher = self._fetcher
+        return (
+            self._network.reached_at(peer) is not None
+            and not fetcher.is_cooling(peer)
+            and not fetcher.has_lied(peer)
+        )
+
+    def _decodes_nearby(self, segment: Segment, holders: Holders, stripe: int, slot: int) -> bool:
+        """Whether the rest of the stripe is enough, and on peers that are near."""
+        near = [
+            other
+            for other in existing_slots(segment, stripe)
+            if other != slot and any(map(self._is_near, holders.get(other, {})))
+        ]
+        return len(near) >= len(segment.stripes[stripe].data)
+
+    async def _one_of(self, race: Race, peers: Sequence[PeerId]) -> bytes:
+        """From one of the peers, however long that takes."""
         data = await race.first(self._fetcher.best_first(peers))
         return await race.rest() if data is None else data
 
     async def _decode(self, segment: Segment, holders: Holders, stripe: int, slot: int) -> bytes:
         """Computed from other fragments of the stripe; those who want several of its blocks
         share the work."""
-        cid = segment.fragment(stripe, slot)
-        if (segment.cid, stripe) in self._bad_stripes or cid is None:
-            raise MalformedBlock(f"stripe {stripe} of {segment.cid} is known not to decode")
-        work = partial(self._decode_stripe, segment, holders, stripe, slot)
+        work = partial(self._decoder.make, segment, holders, stripe, slot)
         made = await self._stripes.share((segment.cid, stripe, slot >= segment.k), work)
+        cid = fragment_cid(segment, stripe, slot)
         data = made.get(slot) or self._cache.get(cid)
         if data is None:  # it was one of the fragments that the others were made of
-            return (await self._fragment(segment, holders, stripe, slot))[1]
-        return data
-
-    async def _decode_stripe(
-        self, segment: Segment, holders: Holders, stripe: int, slot: int
-    ) -> dict[int, bytes]:
-        """The fragment `slot` and all data blocks of the stripe that are not at hand, from as
-        many others as there are data blocks."""
-        one = segment.stripes[stripe]
-        existing = [*range(len(one.data)), *range(segment.k, segment.n)]
-        others = [other for other in existing if other != slot]
-        # Neighbouring data blocks are wanted next anyway; holders that failed come last.
-        others.sort(key=lambda other: self._fragment_cost(segment, holders, stripe, other))
-        ways = [partial(self._fragment, segment, holders, stripe, other) for other in others]
-        got = dict(await gather_enough(ways, len(one.data), stagger_seconds=HEDGE_SECONDS_UNKNOWN))
-        if len(got) < len(one.data):
-            raise Unrecoverable(
-                f"{len(got)} fragments of stripe {stripe} of {segment.cid} could be had; "
-                f"{len(one.data)} are needed"
-            )
-        wanted = sorted({slot, *range(len(one.data))} - got.keys())
-
-        def work() -> dict[int, bytes] | None:
-            made = erasure.reconstruct(segment.k, segment.m, got, wanted, one.length, len(one.data))
-            blocks = {
-                lost: bytes(made[lost][: _fragment_size(segment, stripe, lost)]) for lost in wanted
-            }
-            cids = {lost: segment.fragment(stripe, lost) for lost in wanted}
-            right = all(cid is not None and cid.verify(blocks[lost]) for lost, cid in cids.items())
-            return blocks if right else None
-
-        blocks = await self._runtime.workers.run(work)
-        if blocks is None:
-            # All inputs were verified, so it is the encoder that lied: never try it again.
-            self._bad_stripes.add((segment.cid, stripe))
-            raise MalformedBlock(f"stripe {stripe} of {segment.cid} does not decode")
-        for lost, data in blocks.items():
-            cid = segment.fragment(stripe, lost)
-            assert cid is not None
-            self._cache.put(cid, data)
-        self._fetcher.counters.decoded_blocks += len(blocks)
-        return blocks
-
-    def _fragment_cost(
-        self, segment: Segment, holders: Holders, stripe: int, slot: int
-    ) -> tuple[bool, bool, int]:
-        cid = segment.fragment(stripe, slot)
-        here = cid is not None and self._cache.get(cid) is not None
-        peers = holders.get(slot, {})
-        usable = any(
-            not self._fetcher.is_cooling(peer) and not self._fetcher.has_lied(peer)
-            for peer in peers
-        )
-        return not here, not usable, slot
-
-    async def _fragment(
-        self, segment: Segment, holders: Holders, stripe: int, slot: int
-    ) -> tuple[int, bytes]:
-        """One fragment as it is stored: never decoded itself."""
-        cid = segment.fragment(stripe, slot)
-        assert cid is not None
-        data = self._cache.get(cid) or await self._local(cid)
-        if data is None:
-            size = _fragment_size(segment, stripe, slot)
+            size = fragment_size(segment, stripe, slot)
             data = await self._fetcher.fetch(holders.get(slot, {}), cid, size)
-            self._cache.put(cid, data)
-        return slot, data
+        return data
 
     async def manifests(self) -> list[Manifest]:
         """The manifests of the root, the search for them begun and waited for."""
@@ -429,7 +373,7 @@ class RootSession:
         candidates = {*self.sources.peers, *peers, *(row.peer for row in placements)} - {own}
         ways = [
             partial(self._client.have, peer, [segment])
-            for peer in self._fetcher.best_first(candidates)[:HOLDERS_ASKED_MAX]
+            for peer in self._near_first(candidates)[:HOLDERS_ASKED_MAX]
         ]
         answers = await gather_enough(
             ways, enough, stagger_seconds=HEDGE_SECONDS_MIN, within_seconds=HOLDER_MAP_SECONDS
@@ -458,10 +402,9 @@ class RootSession:
         asked: set[PeerId] = set()
         failure: DstoreError | None = None
         while len(asked) < HOLDERS_ASKED_MAX:
-            best = self._fetcher.best_first
-            knowing = best(self.sources.peers.keys() - asked)
-            others = best(self.sources.maybe.keys() - self.sources.peers.keys() - asked)
-            peers = [*knowing, *others][: 4 * SOURCES_TRIED_MAX]
+            knowing = self._near_first(self.sources.peers.keys() - asked)
+            maybe = self.sources.maybe.keys() - self.sources.peers.keys()
+            peers = [*knowing, *self._near_first(maybe - asked)][: 4 * SOURCES_TRIED_MAX]
             if peers:
                 asked.update(peers)
                 try:
@@ -475,12 +418,6 @@ class RootSession:
             else:
                 break
         raise failure or NotFoundError(f"no peer is known to have {cid}")
-
-
-def _fragment_size(segment: Segment, stripe: int, slot: int) -> int:
-    """The bytes of a fragment that exists."""
-    one = segment.stripes[stripe]
-    return one.data[slot][1] if slot < segment.k else one.length
 
 
 def _nearest_first(manifest: Manifest, position: float) -> list[SegmentRef]:

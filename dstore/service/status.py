@@ -30,8 +30,9 @@ from dstore.network.fragments_client import FragmentsClient
 from dstore.network.streams import Network
 from dstore.runtime import Runtime, open_plain_nursery
 from dstore.service.candidates import CandidateFinder, peer_domains
+from dstore.service.decoding import Holders
 from dstore.service.progress import GuaranteeStatus, RootStatus, SegmentStatus, SlotStatus
-from dstore.service.session import Holders, RootSession
+from dstore.service.session import RootSession
 from dstore.service.stores import Stores
 from dstore.storage.rows import PinRow
 

@@ -1,5 +1,5 @@
 """The block store contract: bytes by multihash, durable before acknowledged, verified on read
-(for peers, who verify for themselves, not at every read: decision 0013).
+(for peers, who verify for themselves, not at every read: decision 0014).
 
 Stores are synchronous and safe to call from several threads at once; the services run them
 in `Workers`.  `dstore.testing.blockstore_suite` is the contract as tests: every

@@ -96,6 +96,51 @@ def test_m_lying_holders_are_read_around_and_named(lie: Callable[[CID, bytes], b
     run_deterministic(3, main)
 
 
+@pytest.mark.parametrize("lie", [flipped, truncated, swapped, lambda cid, data: data + data[:1]])
+def test_lying_parity_is_found_by_what_it_gives_and_its_sender_named(
+    lie: Callable[[CID, bytes], bytes],
+) -> None:
+    """Parity is not hashed when it comes; with a data slot gone, a liar among its holders would
+    else go into every block that is decoded."""
+
+    async def main() -> None:
+        async with open_cluster(9) as cluster:
+            result, slots = await add(cluster)
+            await cluster.kill(0)
+            await cluster.kill(slots[1])
+            liar = slots[4]
+            cluster.stores[liar].inner = LyingStore(cluster.stores[liar].inner, lie)
+            reader = outsider(cluster, slots)
+            assert await read(cluster, reader, result.cid) == DATA
+            catalog = cluster[reader].stores.catalog
+            assert {fault.peer for fault in catalog.faults()} == {cluster.peer(liar)}
+            assert cluster[reader].counters.decoded_blocks > 0
+
+    run_deterministic(3, main)
+
+
+def test_where_all_parity_lies_the_read_fails_and_all_are_named() -> None:
+    async def main() -> None:
+        async with open_cluster(9) as cluster:
+            result, slots = await add(cluster)
+            await cluster.kill(0)
+            await cluster.kill(slots[1])
+            liars = [slots[4], slots[5]]
+            for liar in liars:
+                cluster.stores[liar].inner = LyingStore(cluster.stores[liar].inner, flipped)
+            reader = outsider(cluster, slots)
+            got = bytearray()
+            with pytest.raises(DstoreError):
+                async with cluster[reader].read(result.cid) as chunks:
+                    async for chunk in chunks:
+                        got += chunk
+            assert DATA.startswith(got)
+            named = {fault.peer for fault in cluster[reader].stores.catalog.faults()}
+            assert named == {cluster.peer(liar) for liar in liars}
+
+    run_deterministic(3, main)
+
+
 def test_more_liars_than_parity_is_a_clear_failure() -> None:
     async def main() -> None:
         async with open_cluster(9) as cluster:

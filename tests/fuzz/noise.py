@@ -173,7 +173,7 @@ def _read_all(made: Any, key: bytes, stream: bytes, piece: int) -> bytes:
     reader._connection = wire
     reader._receive_cipher = ChaCha20Poly1305(key)
     reader._receive_nonce = 0
-    reader._received, reader._position, reader._plain = b"", 0, b""
+    reader._cut, reader._plain = bytearray(), b""
     got = bytearray()
     try:
         while True:

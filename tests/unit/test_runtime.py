@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar, TypeVarTuple
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from dstore.errors import Unreachable
 from dstore.runtime import (
     InlineWorkers,
+    JointWork,
     Runtime,
     SystemClock,
     ThreadWorkers,
@@ -20,6 +23,9 @@ from dstore.runtime import (
     open_plain_nursery,
 )
 from dstore.testing.deterministic import run_deterministic, simulated_runtime
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 def test_system_clock_is_unix_time() -> None:
@@ -130,3 +136,89 @@ async def test_a_plain_nursery_can_be_cancelled() -> None:
             nursery.start_soon(trio.sleep_forever)
             scope.cancel()
     assert scope.cancelled_caught
+
+
+# --- Joint work --------------------------------------------------------------------------
+
+
+class Gated:
+    """Workers that begin when they may, as threads do that are all taken."""
+
+    def __init__(self) -> None:
+        self.may = trio.Event()
+
+    async def run(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
+        await self.may.wait()
+        return work(*args)
+
+
+class Squares:
+    """Joint work that notes what was handed over together; `most` at a time are done."""
+
+    def __init__(self, hands: int, most: int = 100) -> None:
+        self.workers = Gated()
+        self.joint = JointWork(self.workers, self._work, hands)
+        self.most = most
+        self.batches: list[list[int]] = []
+        self.got: dict[int, int] = {}
+        self.failed: list[int] = []
+
+    def _work(self, numbers: Sequence[int]) -> list[int]:
+        self.batches.append(list(numbers))
+        if numbers[0] < 0:
+            raise Unreachable("a bad one")
+        return [number * number for number in numbers[: self.most]]
+
+    async def ask(self, number: int, scope: trio.CancelScope | None = None) -> None:
+        with scope or trio.CancelScope():
+            try:
+                self.got[number] = await self.joint.run(number)
+            except Unreachable:
+                self.failed.append(number)
+
+
+async def test_joint_work_hands_over_together_what_comes_while_hands_are_full() -> None:
+    squares = Squares(hands=2)
+    async with trio.open_nursery() as nursery:
+        for number in range(8):
+            nursery.start_soon(squares.ask, number)
+            await wait_all_tasks_blocked()
+        squares.workers.may.set()
+    assert sorted(squares.batches) == [[0], [1], [2, 3, 4, 5, 6, 7]]
+    assert squares.got == {number: number * number for number in range(8)}
+
+
+async def test_joint_work_goes_on_with_what_was_not_done() -> None:
+    squares = Squares(hands=1, most=2)
+    async with trio.open_nursery() as nursery:
+        for number in range(6):
+            nursery.start_soon(squares.ask, number)
+            await wait_all_tasks_blocked()
+        squares.workers.may.set()
+    assert squares.batches == [[0], [1, 2, 3, 4, 5], [3, 4, 5], [5]]
+    assert squares.got == {number: number * number for number in range(6)}
+
+
+async def test_joint_work_that_fails_fails_for_one_and_is_done_for_the_others() -> None:
+    squares = Squares(hands=1)
+    async with trio.open_nursery() as nursery:
+        for number in (0, -1, 2, 3):
+            nursery.start_soon(squares.ask, number)
+            await wait_all_tasks_blocked()
+        squares.workers.may.set()
+    assert squares.failed == [-1]
+    assert squares.got == {0: 0, 2: 4, 3: 9}
+
+
+@pytest.mark.parametrize("leaver", [0, 1, 2])
+async def test_joint_work_is_done_for_those_who_stay(leaver: int) -> None:
+    squares = Squares(hands=1)
+    scope = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(squares.ask, number, scope if number == leaver else None)
+            await wait_all_tasks_blocked()
+        scope.cancel()
+        await wait_all_tasks_blocked()
+        squares.workers.may.set()
+    assert squares.got == {number: number**2 for number in range(4) if number != leaver}

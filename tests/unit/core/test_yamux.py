@@ -160,6 +160,15 @@ class TestReceiving:
             assert events[0] == StreamOpened(1)
             assert events[-1] == StreamEnded(1)
 
+    def test_a_body_is_not_copied_unless_it_would_keep_more_than_itself(self) -> None:
+        connection = server()
+        large = connection.receive_data(data(1, bytes(60_000), SYN))[-1]
+        small = connection.receive_data(data(1, bytes(5000)) + data(1, bytes(40_000)))[0]
+        assert isinstance(large, DataReceived)
+        assert isinstance(small, DataReceived)
+        assert isinstance(large.data, memoryview)
+        assert isinstance(small.data, bytes)
+
     def test_a_syn_may_carry_data_window_and_end(self) -> None:
         connection = server()
         assert connection.receive_data(data(1, b"all", SYN | FIN)) == [
@@ -290,7 +299,7 @@ class TestWindows:
         assert connection.granted_bytes == 7 * YAMUX_WINDOW_BYTES_INITIAL + YAMUX_WINDOW_BYTES
 
     def test_a_large_window_shrinks_when_other_streams_need_the_memory(self) -> None:
-        connection = serving(memory_bytes_max=2 * YAMUX_WINDOW_BYTES)
+        connection = serving(memory_bytes_max=YAMUX_WINDOW_BYTES + 4 * YAMUX_WINDOW_BYTES_INITIAL)
         half = YAMUX_WINDOW_BYTES_INITIAL // 2
         connection.receive_data(data(1, bytes(half)))
         connection.consumed(1, half)

@@ -152,6 +152,17 @@ class TestFraming:
             await trio.lowlevel.checkpoint()
         assert await b.read(6005) == b"one" * 1000 + b"two" * 1000 + b"three"
 
+    @pytest.mark.parametrize("size", [1, 2, 3, 17, 65_536, 65_537, 65_538, 100_000, 200_000])
+    async def test_reads_that_end_in_a_message_lose_nothing_of_it(self, size: int) -> None:
+        a, b, raw, _ = await handshake(ours(), ours())
+        frames = [bytes([i]) * n for i, n in enumerate((NOISE_PLAINTEXT_BYTES_MAX, 40_000) * 2)]
+        await a.write_frames([*frames, b"end"])
+        wire = b"".join(raw.writes)
+        got: list[bytes] = []
+        for start in range(0, len(wire), size):
+            got += b._open(wire[start : start + size])
+        assert b"".join(got) == b"".join(frames) + b"end"
+
     async def test_a_cancelled_read_loses_nothing(self) -> None:
         a, b, _, _ = await handshake(ours(), ours())
         with trio.move_on_after(0):

@@ -49,6 +49,7 @@ class Client:
     def __init__(self, count: int = 0) -> None:
         self.blocks = dict(block(number) for number in range(count))
         self.asked: list[int] = []
+        self.unchecked: list[CID] = []
         self.open = 0
         self.may = trio.Event()
         self.may.set()
@@ -58,9 +59,10 @@ class Client:
 
     @asynccontextmanager
     async def get_blocks(
-        self, peer: PeerId, cids: Sequence[CID]
+        self, peer: PeerId, cids: Sequence[CID], *, checked: bool = True
     ) -> AsyncIterator[AsyncIterator[tuple[CID, bytes | None]]]:
         self.asked.append(len(cids))
+        self.unchecked += [] if checked else cids
         self.open += 1
 
         async def answers() -> AsyncIterator[tuple[CID, bytes | None]]:
@@ -283,6 +285,42 @@ async def test_leaving_ends_what_is_under_way() -> None:
     assert client.open == 0
 
 
+async def test_checked_and_unchecked_blocks_of_one_peer_travel_apart() -> None:
+    client = Client(6)
+    client.may = trio.Event()
+    async with open_fetcher(client, note) as fetcher, trio.open_nursery() as nursery:
+        for number, cid in enumerate(client.blocks):
+            fetch = fetcher.fetch if number % 2 else fetcher.fetch_unchecked
+            nursery.start_soon(fetch, [PEER], cid, 10)
+            await wait_all_tasks_blocked()
+        client.may.set()
+    assert len(client.asked) == 6  # they came in turns
+    assert sorted(client.unchecked) == sorted(list(client.blocks)[::2])
+
+
+async def test_one_block_wanted_checked_and_unchecked_is_checked_for_whom_that_matters() -> None:
+    client = Client(1)
+    (cid, data), *_ = client.blocks.items()
+    async with open_fetcher(client, note) as fetcher, trio.open_nursery() as nursery:
+        nursery.start_soon(fetcher.fetch_unchecked, [PEER], cid, 10)
+        assert await fetcher.fetch([PEER], cid, 10) == data
+    assert client.asked == [1, 1]
+    assert client.unchecked == [cid]
+
+
+async def test_who_sent_something_else_unchecked_is_named_and_not_asked_again() -> None:
+    client = Client(2)
+    first, second = client.blocks
+    async with open_fetcher(client, note) as fetcher:
+        sent = await fetcher.fetch_unchecked([PEER], first, 10)
+        assert sent.peer == PEER
+        fetcher.lied(sent.peer, first)
+        assert faults == [(PEER, "HashMismatch")]
+        assert fetcher.has_lied(PEER)
+        with pytest.raises(NotFoundError):
+            await fetcher.fetch_unchecked([PEER], second, 10)
+
+
 # --- Races -------------------------------------------------------------------------------
 
 
@@ -295,7 +333,7 @@ class Slow:
 
     @asynccontextmanager
     async def get_blocks(
-        self, peer: PeerId, cids: Sequence[CID]
+        self, peer: PeerId, cids: Sequence[CID], *, checked: bool = True
     ) -> AsyncIterator[AsyncIterator[tuple[CID, bytes | None]]]:
         self.asked.append((peer, trio.current_time()))
 

@@ -16,7 +16,7 @@ from dstore.core.manifest import Code, Manifest, Segment, Stripe
 from dstore.core.peerid import PeerId
 from dstore.core.stripes import Cuts, SegmentPlan, plan_dag
 from dstore.errors import DstoreError, NetworkError, NodeError, NotFoundError, Unrecoverable
-from dstore.limits import HOLDERS_PER_SLOT_MAX, MANIFESTS_PER_PEER_MAX, MIB
+from dstore.limits import HEDGE_SECONDS_MIN, HOLDERS_PER_SLOT_MAX, MANIFESTS_PER_PEER_MAX, MIB
 from dstore.network.streams import PeerAddresses
 from dstore.service import encoding
 from dstore.service.holder import LocalHolder
@@ -68,6 +68,41 @@ def test_a_silent_holder_costs_moments_once() -> None:
             begin = trio.current_time()
             assert await read(cluster, reader, result.cid) == DATA
             assert trio.current_time() - begin < 12
+
+    run_deterministic(4, main)
+
+
+def test_a_holder_that_would_have_to_be_dialled_is_not_waited_for() -> None:
+    async def main() -> None:
+        async with open_cluster(9) as cluster:
+            result, slots = await add(cluster)
+            await cluster.kill(0)
+            silent = cluster.peer(slots[1])
+            seconds = []
+            for reader in (n for n in cluster.alive if n not in slots.values()):
+                begin = trio.current_time()
+                assert await read(cluster, reader, result.cid) == DATA
+                seconds.append(trio.current_time() - begin)
+                for other in cluster.alive:
+                    await cluster[other].network.disconnect(silent)
+                cluster.hub.pause(silent)
+            well, sick = seconds
+            assert cluster[reader].counters.decoded_blocks > 0
+            assert sick - well < HEDGE_SECONDS_MIN
+
+    run_deterministic(4, main)
+
+
+def test_a_holder_that_is_dialled_beside_decoding_is_read_from_then() -> None:
+    async def main() -> None:
+        async with open_cluster(9) as cluster:
+            result, slots = await add(cluster)
+            await cluster.kill(0)
+            reader = outsider(cluster, slots)
+            holder = cluster.peer(slots[1])
+            await cluster[reader].network.disconnect(holder)
+            assert await read(cluster, reader, result.cid) == DATA
+            assert cluster[reader].network.reached_at(holder) is not None
 
     run_deterministic(4, main)
 
