@@ -103,4 +103,4 @@ def test_a_thousand_keys_on_10_000_nodes_of_which_a_third_is_silent(seed: int) -
     assert burst.report.left == 0
     assert min(burst.replicas()) >= KAD_REPLICAS_WANTED
     assert burst.report.messages / 1000 < 80
-    assert burst.report.seconds < 120
+    assert burst.report.seconds < 200
