@@ -2,6 +2,7 @@
 
     python benchmarks/dht_sim.py run --nodes 10000 [--out FILE]    # appends, one row a line
     python benchmarks/dht_sim.py sessions --nodes 300 --out FILE
+    python benchmarks/dht_sim.py burst --nodes 1000 10000 --keys 1000 --out FILE
     python benchmarks/dht_sim.py sybils --out FILE
     python benchmarks/dht_sim.py table FILE
     python benchmarks/dht_sim.py plot FILE --out docs/performance
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dstore.limits import KAD_BUCKET
+from dstore.testing.dht_burst import Burst
 from dstore.testing.dht_churn import Churn
 from dstore.testing.dht_simulation import Outcome, Simulation, add_sybils
 
@@ -27,6 +29,7 @@ Row = dict[str, Any]
 CONDITIONS = ("0 % dead", "10 % dead", "30 % dead", "50 % dead", "30 % replaced")
 LOOKUPS = 200
 PROVIDES = 100
+BURST_CONDITIONS = ("0 % dead", "30 % dead")
 SESSION_MINUTES = (15, 60, 240)
 _MINUTE = 60.0
 
@@ -118,6 +121,41 @@ def sessions(nodes: int, median_minutes: int, seed: int) -> Row:
     }
 
 
+def burst(nodes: int, condition: str, keys: int, seed: int) -> Row:
+    """One row: many keys provided by one node, and how many living nodes then have each."""
+    began = time.perf_counter()
+    sim = Simulation(seed)
+    everybody = sim.grow(nodes)
+    sim.fill_tables(everybody)
+    churn(sim, condition)
+    living = [node for node in everybody if node.alive]
+    provider = sim.random.choice(living)
+    wanted = [fresh_key(sim) for _ in range(keys)]
+    report = Burst(sim, provider, wanted).run()
+    others = [node for node in living if node is not provider]
+    recalls = []
+    for key in wanted:
+        true = sim.true_closest(key, provider)
+        has = [bool(sim.nodes[peer].store.providers(key, sim.now)) for peer in true]
+        recalls.append(statistics.fmean(has))
+    return {
+        "nodes": nodes,
+        "condition": condition,
+        "keys": keys,
+        "key_messages": report.messages / keys,
+        "lookups": report.lookups,
+        "burst_seconds": report.seconds,
+        "told_again": report.told_again,
+        "confirmed_min": min(report.confirmed.values()),
+        "replicas_min": min(
+            sum(bool(node.store.providers(key, sim.now)) for node in others) for key in wanted
+        ),
+        "closest_mean": statistics.fmean(recalls),
+        "closest_min": min(recalls),
+        "wall": time.perf_counter() - began,
+    }
+
+
 def sybils(seeds: int, *, diverse: bool, subnets: int) -> Row:
     """200 honest nodes, 20 liars next to the key, for each seed."""
     good, found, confirmed, messages = [], [], [], []
@@ -164,6 +202,15 @@ HEADS = {
     "dead_in_tables": "of the tables, dead",
     "found_30_min": "found after 30 min",
     "upkeep": "upkeep, messages a minute and node",
+    "keys": "keys",
+    "key_messages": "messages / key",
+    "lookups": "look-ups",
+    "burst_seconds": "all confirmed after s",
+    "told_again": "keys told again",
+    "confirmed_min": "of the worst key, confirmed copies",
+    "replicas_min": "counted at living nodes",
+    "closest_mean": "of the 20 closest, told",
+    "closest_min": "of the worst key",
     "wall": "run s",
 }
 
@@ -208,10 +255,11 @@ def plot(rows: list[Row], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=("run", "sessions", "sybils", "table", "plot"))
+    parser.add_argument("part", choices=("run", "sessions", "burst", "sybils", "table", "plot"))
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--nodes", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--conditions", nargs="+", default=CONDITIONS)
+    parser.add_argument("--keys", type=int, default=1000, help="of a burst")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="append rows to this file; plot: a folder")
     options = parser.parse_args()
@@ -226,6 +274,9 @@ def main() -> None:
         made = (measure(n, c, options.seed) for n in options.nodes for c in options.conditions)
     elif options.part == "sessions":
         made = (sessions(n, m, options.seed) for n in options.nodes for m in SESSION_MINUTES)
+    elif options.part == "burst":
+        cells = [(n, c) for n in options.nodes for c in BURST_CONDITIONS]
+        made = (burst(n, c, options.keys, options.seed) for n, c in cells)
     else:
         cases = [(diverse, subnets) for subnets in (2, 4, 6, 8) for diverse in (True, False)]
         made = (sybils(20, diverse=d, subnets=n) for d, n in cases)

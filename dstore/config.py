@@ -26,6 +26,7 @@ from dstore.limits import (
     BANDWIDTH_GROUPS_MAX,
     BANDWIDTH_PERIODS_MAX,
     CONNECTIONS_MAX,
+    LABEL_BYTES_MAX,
     LEASE_SECONDS,
     PIN_SECONDS_DEFAULT,
 )
@@ -173,12 +174,16 @@ class NetworkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PeersSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Peers with limits of their own, beside those of all, on the local network too."""
 
-    ids: tuple[str, ...]
+    ids: tuple[str, ...] = ()
     """Their peer ids; no peer is in two groups."""
+    labels: tuple[str, ...] = ()
+    """Labels (`domain.label`) of peers that are in the group too; no label is in two groups."""
     up: Rate = "0"
     """What is sent to all of these together."""
     down: Rate = "0"
     """What is received from them."""
+    schedule: Periods = ()
+    """Other limits of theirs by the hour, as `bandwidth.schedule` has them, without repair."""
 
 
 class BandwidthSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -199,11 +204,15 @@ class BandwidthSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     "mon-fri 08:00-18:00 up=1MB/s down=5MB/s" or "22:00-06:00 up=0 repair=1MB/s"."""
     peers: dict[GroupName, PeersSection] = {}
     """Peers with limits of their own, beside those of all and on the local network too, in a
-    table for each group, which `dstore bandwidth --peers office` shows and changes:
+    table for each group, which `dstore bandwidth --peers office` changes:
     [bandwidth.peers.office]
     ids = ["12D3Koo…"]
+    labels = ["site-a"]
     down = "0"
-    up = "1 MB/s"."""
+    up = "1 MB/s"
+    schedule = ["22:00-06:00 up=0"]
+    A group names `ids`, `labels` or both.  A label is what a peer says of itself
+    (`domain.label`): saying it adds a limit to those that the peer is under anyway."""
 
 
 class PinsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -317,16 +326,24 @@ def _section(
 
 
 def _check_groups(groups: Mapping[str, PeersSection]) -> None:
-    """Raises ValueError where limits are none, or a peer is none or in two groups."""
+    """Raises ValueError where limits, hours, peers or labels are none, or one of the latter is
+    in two groups."""
     if len(groups) > BANDWIDTH_GROUPS_MAX:
         raise ValueError(f"{len(groups)} groups; at most {BANDWIDTH_GROUPS_MAX}")
-    seen: dict[PeerId, str] = {}
+    seen: dict[PeerId | str, str] = {}
     for name, group in groups.items():
         for rate in (group.up, group.down):
             parse_rate(rate)
-        for peer in parse_peers(group.ids):
-            if seen.setdefault(peer, name) != name:
-                raise ValueError(f"{peer} is in {seen[peer]} and in {name}")
+        if any(period.limits.repair < math.inf for period in parse_periods(group.schedule)):
+            raise ValueError(f"{name}.schedule: repair has limits of its own for all peers only")
+        if not all(0 < len(label.encode()) <= LABEL_BYTES_MAX for label in group.labels):
+            raise ValueError(f"{name}.labels: a label has 1 to {LABEL_BYTES_MAX} bytes")
+        members: list[PeerId | str] = [*parse_peers(group.ids), *group.labels]
+        if not members:
+            raise ValueError(f"{name} has neither ids nor labels")
+        for member in members:
+            if seen.setdefault(member, name) != name:
+                raise ValueError(f"{member} is in {seen[member]} and in {name}")
 
 
 def _with_environment(
@@ -381,6 +398,8 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         faults.append(f"api.listen: {host} is not a loopback address; the API is for this machine")
     if parse_size(values["storage"].capacity) <= 0:
         faults.append('storage.capacity: must be more than nothing (role = "client" stores none)')
+    if len(values["domain"].label.encode()) > LABEL_BYTES_MAX:
+        faults.append(f"domain.label: at most {LABEL_BYTES_MAX} bytes")
     return faults + _address_faults(values["network"])
 
 

@@ -45,6 +45,7 @@ RECORD_MANIFESTS_MAX: Final = 16
 COPIES_MAX: Final = 16
 DOMAINS_PER_PEER_MAX: Final = 16  # failure domain labels in one lease
 DOMAIN_BYTES_MAX: Final = 128
+LABEL_BYTES_MAX: Final = DOMAIN_BYTES_MAX - 6  # announced as the domain "label:…"
 CLOCK_SKEW_SECONDS_MAX: Final = 600
 LEASE_SECONDS: Final = 30 * 86_400
 PIN_SECONDS_DEFAULT: Final = 365 * 86_400
@@ -82,6 +83,10 @@ BANDWIDTH_LOOK_SECONDS: Final = 1  # between looks at the clock and at the count
 BANDWIDTH_RATE_SECONDS: Final = 10  # over which current rates are told
 BANDWIDTH_PERIODS_MAX: Final = 64
 BANDWIDTH_GROUPS_MAX: Final = 64  # of peers with limits of their own
+BANDWIDTH_CLAIMS_MAX: Final = 4096  # peers remembered to have claimed a label of a group
+LABELS_LOOK_SECONDS: Final = 2  # between looks for connected peers whose labels are not known
+LABELS_RETRY_SECONDS: Final = 60  # until one that did not answer is asked again
+LABELS_AGAIN_SECONDS: Final = 600  # and one that did
 DIAL_SECONDS: Final = 5
 NEGOTIATE_SECONDS: Final = 5
 CONNECTIONS_MAX: Final = 1024
@@ -368,6 +373,8 @@ assert REPROVIDE_SECONDS * 2 < PROVIDER_SECONDS
 assert REPROVIDE_SECONDS + PROVIDER_DOWNTIME_SECONDS_MAX < PROVIDER_SECONDS
 assert 2 * KEEPALIVE_SECONDS < KEEPALIVE_TIMEOUT_SECONDS < 30
 assert HELLO_QUIET_SECONDS < HELLO_SECONDS
+assert HELLO_SECONDS < LABELS_RETRY_SECONDS < LABELS_AGAIN_SECONDS
+assert CONNECTIONS_MAX < BANDWIDTH_CLAIMS_MAX
 assert HEDGE_SECONDS_MIN < HEDGE_SECONDS_UNKNOWN < HEDGE_SECONDS_MAX
 assert REQUEST_SECONDS < PROGRESS_SECONDS < IDLE_STREAM_SECONDS
 assert KAD_SUSPECT_SLOW_SECONDS_MIN < KAD_SLOW_SECONDS_MIN < KAD_SLOW_SECONDS_MAX

@@ -141,6 +141,8 @@ def bandwidth_form(bandwidth: Bandwidth) -> Form:
         "peers": {
             name: {
                 "ids": sorted(map(str, group.peers)),
+                "labels": sorted(group.labels),
+                "claimed_by": sorted(map(str, bandwidth.shaper.claimants(name))),
                 "up": _limit(bandwidth.group_limits(name).up),
                 "down": _limit(bandwidth.group_limits(name).down),
                 **_flow_form(flows.groups[name]),

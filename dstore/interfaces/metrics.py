@@ -256,6 +256,16 @@ def _traffic(node: Node) -> Iterator[Metric]:
             rate.add_metric([*before, "received"], flow.received_rate)
         yield carried
         yield rate
+    members = GaugeMetricFamily(
+        "dstore_group_peers",
+        "Peers of a configured group: named, or known to say that they have its labels",
+        labels=("peers", "by"),
+    )
+    if node.bandwidth is not None:
+        for key, group in node.bandwidth.options.groups.items():
+            members.add_metric([key, "id"], len(group.peers))
+            members.add_metric([key, "label"], len(node.bandwidth.shaper.claimants(key)))
+    yield members
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -47,7 +47,10 @@ def _bandwidth(section: BandwidthSection) -> BandwidthOptions:
         section.lan,
         {
             name: PeerGroup(
-                parse_peers(group.ids), Limits(parse_rate(group.up), parse_rate(group.down))
+                parse_peers(group.ids),
+                Limits(parse_rate(group.up), parse_rate(group.down)),
+                parse_periods(group.schedule),
+                frozenset(group.labels),
             )
             for name, group in section.peers.items()
         },

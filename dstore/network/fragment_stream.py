@@ -22,7 +22,7 @@ from dstore.limits import (
     STREAM_READ_BYTES_MAX,
     STREAM_WRITE_BYTES,
 )
-from dstore.network.streams import BufferedReader, Stream, frame
+from dstore.network.streams import BufferedReader, Reads, Stream, frame
 
 T = TypeVar("T")
 
@@ -30,22 +30,22 @@ _FLUSH_SECONDS = 0.01  # small writes wait for company no longer than this
 
 
 class _PatientReads:
-    """The stream's reading side, where silence ends in DeadlineExceeded.
+    """The reading side of a stream, where silence ends in DeadlineExceeded.
 
     `patience_seconds` is for the next bytes only: what follows them has PROGRESS_SECONDS.
     """
 
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
+    def __init__(self, stream: Reads) -> None:
         self.peer = stream.peer
+        self._stream = stream
         self.patience_seconds: float = PROGRESS_SECONDS
         self.heard: Callable[[], None] = lambda: None
 
     async def read_some(self, max_bytes: int = STREAM_READ_BYTES_MAX) -> bytes:
-        return await self._patiently(self.stream.read_some, max_bytes)
+        return await self._patiently(self._stream.read_some, max_bytes)
 
     async def read_pieces(self, max_bytes: int) -> Sequence[bytes | memoryview]:
-        return await self._patiently(self.stream.read_pieces, max_bytes)
+        return await self._patiently(self._stream.read_pieces, max_bytes)
 
     async def _patiently(self, read: Callable[[int], Awaitable[T]], max_bytes: int) -> T:
         patience_seconds, self.patience_seconds = self.patience_seconds, PROGRESS_SECONDS
@@ -54,18 +54,6 @@ class _PatientReads:
             self.heard()
             return data
         raise DeadlineExceeded(f"{self.peer} sent nothing for {patience_seconds:g} s")
-
-    async def write(self, data: bytes | bytearray | memoryview) -> None:
-        await self.stream.write(data)
-
-    async def close_write(self) -> None:
-        await self.stream.close_write()
-
-    async def close(self) -> None:
-        await self.stream.close()
-
-    async def reset(self) -> None:
-        await self.stream.reset()
 
 
 class FragmentStream:

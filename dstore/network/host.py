@@ -68,6 +68,8 @@ class HostOptions:
     limit_lan: bool = False  # whether bandwidth limits hold on the local network too
     peer_groups: Mapping[str, frozenset[PeerId]] = field(default_factory=dict)
     """Peers with bandwidth limits of their own, by a name."""
+    label_groups: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Labels of which peers may claim one to be in such a group, by its name too."""
     repair_protocols: frozenset[str] = frozenset()
     """Spoken for maintenance only: their streams come after all others (decision 0012)."""
 
@@ -91,7 +93,7 @@ class Libp2pHost:
     ) -> None:
         self._options = options
         self._seed = seed
-        self.shaper = Shaper(options.peer_groups, lan=options.limit_lan)
+        self.shaper = Shaper(options.peer_groups, options.label_groups, lan=options.limit_lan)
         self._runtime = runtime
         self._nursery = nursery
         self._peer_id = peer_id_of(seed)

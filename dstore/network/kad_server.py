@@ -12,6 +12,7 @@ from random import Random
 
 import trio
 
+from dstore.core.kad_memory import Pace
 from dstore.core.kad_messages import (
     KadMessage,
     KadPeer,
@@ -25,11 +26,8 @@ from dstore.core.peerid import PeerId
 from dstore.errors import ConnectionLost, InvalidCid, ProtocolViolation
 from dstore.limits import (
     KAD_MESSAGE_BYTES_MAX,
-    KAD_PACED_PEERS_MAX,
     KAD_PEERS_PER_REPLY_MAX,
     KAD_REQUEST_SECONDS,
-    KAD_REQUESTS_BURST,
-    KAD_REQUESTS_PER_SECOND,
     KAD_SERVED_IDLE_SECONDS,
     KAD_STREAMS_MAX,
     KAD_STREAMS_PER_PEER_MAX,
@@ -111,27 +109,6 @@ class Answers:
                 self._store.add(request.key, sender, known, trio.current_time())
 
 
-class _Pace:
-    """How fast each peer is answered: one that asks faster waits, alone.
-
-    Kept beyond the end of its streams, so that a new one is no way round; the peers that
-    asked least lately are forgotten first.
-    """
-
-    def __init__(self) -> None:
-        self._paid_until: OrderedDict[PeerId, float] = OrderedDict()
-
-    def seconds(self, peer: PeerId) -> float:
-        """Count one request of the peer; how long its answer waits."""
-        now = trio.current_time()
-        paid = max(self._paid_until.get(peer, now), now) + 1 / KAD_REQUESTS_PER_SECOND
-        self._paid_until[peer] = paid
-        self._paid_until.move_to_end(peer)
-        if len(self._paid_until) > KAD_PACED_PEERS_MAX:
-            self._paid_until.popitem(last=False)
-        return max(0.0, paid - now - KAD_REQUESTS_BURST / KAD_REQUESTS_PER_SECOND)
-
-
 class ServedStreams:
     """Answers peers: few streams each, every one with a deadline for its next request, and
     only so many requests a second."""
@@ -142,7 +119,7 @@ class ServedStreams:
         self._answer = answer
         self._of_peer: Counter[PeerId] = Counter()
         self._waiting: OrderedDict[Stream, trio.CancelScope] = OrderedDict()  # latest last
-        self._pace = _Pace()
+        self._pace = Pace()
         self._closed = False
 
     @property
@@ -181,7 +158,7 @@ class ServedStreams:
                 if data is None:
                     return
                 # Nothing more is read of this stream meanwhile: its sender is held back.
-                await trio.sleep(self._pace.seconds(stream.peer))
+                await trio.sleep(self._pace.seconds(stream.peer, trio.current_time()))
                 if stream in self._waiting:
                     self._waiting.move_to_end(stream)
                 answer = self._answer(stream.peer, decode_message(data))

@@ -30,15 +30,15 @@ class RepairStream:
             self._line.repair_arrived(size)
 
     async def _took(self, size: int) -> None:
-        if size:
+        if size and not self._ended:
             self._untaken_bytes -= size
             await self._line.after_repair_took(size)
 
     def _end(self) -> None:
         """Nobody will take what came: the connection has to wait for it after all."""
-        self._ended = True
-        self._line.repair_dropped(self._untaken_bytes)
-        self._untaken_bytes = 0
+        if not self._ended:
+            self._ended = True
+            self._line.repair_dropped(self._untaken_bytes)
 
     @property
     def peer(self) -> PeerId:

@@ -16,6 +16,7 @@ from typing import Literal
 import trio
 
 from dstore.core.kad_messages import KadMessage, MessageType
+from dstore.core.kad_provision import Provided
 from dstore.core.kademlia import (
     ProviderStore,
     common_prefix,
@@ -44,7 +45,7 @@ from dstore.limits import (
     PROVIDER_SECONDS,
 )
 from dstore.network.kad_peers import KnownPeers
-from dstore.network.kad_provide import Provided, Provision
+from dstore.network.kad_provide import Provision
 from dstore.network.kad_requests import RequestStreams
 from dstore.network.kad_search import ProviderSearch, Search
 from dstore.network.kad_server import Answers, ServedStreams

@@ -1,22 +1,29 @@
 """Bandwidth limits on connections: bytes wait before they are sent, and before more are read.
 
-One shaper for all connections of a host: a limit for all of them, limits for peers named by the
-operator, and one for repair, whose bytes wait at their streams (`repair_stream.py`) until those
-of the foreground leave room.  A reader that waits lets TCP hold the sender back.  Peers on the
-local network are exempt unless the operator says otherwise or names them; how fast bytes may
+One shaper for all connections of a host: a limit for all of them, limits for groups of peers, and
+one for repair, whose bytes wait at their streams (`repair_stream.py`) until those of the
+foreground leave room.  A reader that waits lets TCP hold the sender back.  Peers on the local
+network are exempt unless the operator says otherwise or they are in a group; how fast bytes may
 go is `core/bandwidth.py`'s arithmetic.
+
+A peer is in a group because the operator named it, or because it says that it has a label of the
+group.  All limits that a peer is under hold, and what it has claimed once it cannot take back: a
+claim can bring a peer under one limit more, and never from under one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
+from weakref import WeakSet
 
 import trio
 
 from dstore.core.bandwidth import Bucket, Limits
 from dstore.core.peerid import PeerId
 from dstore.limits import (
+    BANDWIDTH_CLAIMS_MAX,
     BANDWIDTH_REPAIR_SHARE,
     BANDWIDTH_TURN,
     BANDWIDTH_TURN_BYTES_MIN,
@@ -108,17 +115,24 @@ class Shaper:
     """The limits of a host, and what was carried under each."""
 
     def __init__(
-        self, groups: Mapping[str, Collection[PeerId]] | None = None, *, lan: bool = False
+        self,
+        groups: Mapping[str, Collection[PeerId]] | None = None,
+        labels: Mapping[str, Collection[str]] | None = None,
+        *,
+        lan: bool = False,
     ) -> None:
-        """`groups`: peers under a limit of their own, beside that of all, by its name.  `lan`:
-        whether the limits of all and of repair hold for peers on the local network too."""
+        """`groups`: peers under a limit of their own, beside that of all, by its name; `labels`:
+        those of which peers may claim one to be in a group, by its name too.  `lan`: whether
+        the limits of all and of repair hold for peers on the local network too."""
         self.lan = lan
         self.total = Scope()
         self.repair = Scope()
-        self.groups = {name: Scope() for name in groups or {}}
-        self._group_of = {
-            peer: self.groups[name] for name, peers in (groups or {}).items() for peer in peers
-        }
+        named, labels = groups or {}, labels or {}
+        self.groups = {name: Scope() for name in dict.fromkeys((*named, *labels))}
+        self._named = {name: frozenset(named.get(name, ())) for name in self.groups}
+        self._labels = {name: frozenset(labels.get(name, ())) for name in self.groups}
+        self._claims: OrderedDict[PeerId, frozenset[str]] = OrderedDict()  # names of groups
+        self._lines: WeakSet[Line] = WeakSet()
 
     @property
     def limits(self) -> Limits:
@@ -130,9 +144,38 @@ class Shaper:
         self.total.limit(limits.up, limits.down)
         self.repair.limit(limits.repair, limits.repair)
 
-    def group_of(self, peer: PeerId) -> Scope | None:
-        """The limits of the group that the peer is in."""
-        return self._group_of.get(peer)
+    def groups_of(self, peer: PeerId) -> tuple[Scope, ...]:
+        """The limits of the groups that the peer is in."""
+        claimed = self._claims.get(peer, frozenset())
+        return tuple(
+            scope
+            for name, scope in self.groups.items()
+            if peer in self._named[name] or name in claimed
+        )
+
+    def claimants(self, name: str) -> list[PeerId]:
+        """The peers that are in a group by what they say, the latest to say it last."""
+        return [peer for peer, names in self._claims.items() if name in names]
+
+    def claims(self, peer: PeerId, labels: Iterable[str]) -> None:
+        """The peer says that it has these labels.  It is in their groups from now on, and in
+        those of labels that it claimed before; the connections that it has, too."""
+        said = frozenset(labels)
+        names = frozenset(name for name, some in self._labels.items() if some & said)
+        before = self._claims.get(peer, frozenset())
+        if not names | before:
+            return
+        self._claims[peer] = names | before
+        self._claims.move_to_end(peer)
+        if len(self._claims) > BANDWIDTH_CLAIMS_MAX:
+            self._claims.popitem(last=False)
+        if names - before:
+            for line in list(self._lines):
+                line.regroup(peer)
+
+    def holds(self, line: Line) -> None:
+        """Have the line follow what its peer claims, as long as there is one."""
+        self._lines.add(line)
 
 
 class Line:
@@ -145,34 +188,41 @@ class Line:
         self._shaper = shaper
         self._near = near
         self._total = shaper.total
-        self._group: Scope | None = None
+        self._peer: PeerId | None = None
+        self._groups: tuple[Scope, ...] = ()
         self._owed = 0  # received and not yet waited for
         self._repair_up = 0  # waited for by a stream and not yet sent
         self._repair_down = 0  # received for a stream, which waits for it
 
     def belongs_to(self, peer: PeerId) -> None:
-        """The peer is authenticated: the limits of its group hold, where it is in one."""
-        self._group = self._shaper.group_of(peer)
+        """The peer is authenticated: the limits of its groups hold, where it is in any."""
+        self._peer = peer
+        self._shaper.holds(self)
+        self.regroup(peer)
+
+    def regroup(self, peer: PeerId) -> None:
+        """The peer has come into a group, perhaps this line's."""
+        if peer == self._peer:
+            self._groups = self._shaper.groups_of(peer)
 
     @property
     def exempt(self) -> bool:
         """Whether the limits of all peers and of repair pass it over."""
         return self._near and not self._shaper.lan
 
-    def _holding(self, total: Direction, group: Direction | None) -> list[Direction]:
-        """The limits that there are on it, the narrower first."""
-        holding = []
-        if group is not None and group.rate < math.inf:
-            holding.append(group)
-        if total.rate < math.inf and not self.exempt:
-            holding.append(total)
+    def _up(self) -> list[Direction]:
+        """The limits that there are on what is sent, the narrower first."""
+        holding = [group.up for group in self._groups if group.up.rate < math.inf]
+        if self._total.up.rate < math.inf and not self.exempt:
+            holding.append(self._total.up)
         return holding
 
-    def _up(self) -> list[Direction]:
-        return self._holding(self._total.up, self._group.up if self._group else None)
-
     def _down(self) -> list[Direction]:
-        return self._holding(self._total.down, self._group.down if self._group else None)
+        """The limits that there are on what is received, the narrower first."""
+        holding = [group.down for group in self._groups if group.down.rate < math.inf]
+        if self._total.down.rate < math.inf and not self.exempt:
+            holding.append(self._total.down)
+        return holding
 
     # --- For the connection -------------------------------------------------------------
 
@@ -187,8 +237,8 @@ class Line:
     async def before_sending(self, size: int) -> None:
         """Wait until `size` bytes may be sent."""
         self._total.up.carried_bytes += size
-        if self._group is not None:
-            self._group.up.carried_bytes += size
+        for group in self._groups:
+            group.up.carried_bytes += size
         holding = self._up()
         if not holding:
             self._repair_up = 0
@@ -202,8 +252,8 @@ class Line:
     def received(self, size: int) -> None:
         """Count bytes that came; `before_receiving` waits for them."""
         self._total.down.carried_bytes += size
-        if self._group is not None:
-            self._group.down.carried_bytes += size
+        for group in self._groups:
+            group.down.carried_bytes += size
         self._owed += size
 
     async def before_receiving(self) -> None:

@@ -19,12 +19,8 @@ from dstore.limits import STREAM_READ_BYTES_MAX
 _LENGTH_BYTES_MAX: Final = 9  # an unsigned varint of 63 bits
 
 
-class Stream(Protocol):
-    """One bidirectional byte stream to one peer.
-
-    Every await may be cancelled without harm to other streams; a stream whose read or write
-    was cancelled half-way is only good for `reset`.
-    """
+class Reads(Protocol):
+    """The reading side of a `Stream`."""
 
     @property
     def peer(self) -> PeerId: ...
@@ -38,6 +34,14 @@ class Stream(Protocol):
         """What has come, as `read_some`, but in the pieces in which it came: whoever wants
         many bytes has them in few calls and without a copy.  Empty after the peer's end."""
         ...
+
+
+class Stream(Reads, Protocol):
+    """One bidirectional byte stream to one peer.
+
+    Every await may be cancelled without harm to other streams; a stream whose read or write
+    was cancelled half-way is only good for `reset`.
+    """
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Hand over all of `data`, waiting while the peer's window is full.
@@ -129,7 +133,7 @@ class BufferedReader:
     buffer.  One task reads at a time; after a cancelled read only `reset` is left.
     """
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Reads) -> None:
         self._stream = stream
         self._chunk = b""
         self._position = 0  # of the first byte of `_chunk` not yet served

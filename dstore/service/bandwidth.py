@@ -4,7 +4,7 @@ operator set for the time being; and how fast bytes go at present.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -21,10 +21,13 @@ from dstore.service.worker import Worker
 
 @dataclass(frozen=True)
 class PeerGroup:
-    """Peers with limits of their own, beside those of all."""
+    """Peers with limits of their own, beside those of all: those named, and those that say
+    that they have one of the labels.  Other limits by the hour as for all."""
 
     peers: frozenset[PeerId]
     limits: Limits = field(default_factory=Limits)
+    schedule: tuple[Period, ...] = ()
+    labels: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,13 @@ class BandwidthOptions:
 
     @property
     def members(self) -> dict[str, frozenset[PeerId]]:
-        """The peers of each group."""
+        """The peers that each group names."""
         return {name: group.peers for name, group in self.groups.items()}
+
+    @property
+    def labels(self) -> dict[str, frozenset[str]]:
+        """The labels of each group."""
+        return {name: group.labels for name, group in self.groups.items()}
 
 
 @dataclass(frozen=True)
@@ -97,9 +105,12 @@ class Bandwidth:
         """Those that hold now for all peers together."""
         if self._override is not None:
             return self._override
+        return self._of_the_hour(self.options.limits, self.options.schedule)
+
+    def _of_the_hour(self, usual: Limits, schedule: Sequence[Period]) -> Limits:
         local = datetime.fromtimestamp(self._runtime.clock.now(), tz=UTC).astimezone()
         minute = local.hour * 60 + local.minute
-        return limits_at(self.options.limits, self.options.schedule, local.weekday(), minute)
+        return limits_at(usual, schedule, local.weekday(), minute)
 
     def group_limits(self, name: str) -> Limits:
         """Those that hold now for a group.  Raises CallerError where there is none."""
@@ -107,7 +118,8 @@ class Bandwidth:
         if group is None:
             known = ", ".join(self.options.groups) or "none"
             raise CallerError(f"no peers are configured as {name!r} (known: {known})")
-        return self._group_overrides.get(name, group.limits)
+        override = self._group_overrides.get(name)
+        return override or self._of_the_hour(group.limits, group.schedule)
 
     def override(
         self, limits: Limits | None = None, groups: Mapping[str, Limits] | None = None

@@ -6,7 +6,7 @@ only from what one other peer said.  Deciding among them is `core.placement`'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
@@ -29,10 +29,14 @@ def label_domains(label: str) -> tuple[str, ...]:
     return (_LABEL + label,) if label else ()
 
 
+def labels_of(announced: Iterable[str]) -> list[str]:
+    """The labels among the failure domains that a node announced."""
+    return [one.removeprefix(_LABEL) for one in announced if one.startswith(_LABEL)]
+
+
 def peer_domains(addresses: Iterable[str], announced: Sequence[str]) -> frozenset[str]:
     """The failure domains of a peer at `addresses` that announced these."""
-    label = next((one.removeprefix(_LABEL) for one in announced if one.startswith(_LABEL)), None)
-    return domains_of(addresses, label)
+    return domains_of(addresses, next(iter(labels_of(announced)), None))
 
 
 class CandidateFinder:
@@ -51,6 +55,8 @@ class CandidateFinder:
         self._client = client
         self._stores = stores
         self._runtime = runtime
+        self.on_hello: Callable[[PeerId, Sequence[str]], None] = lambda *_: None
+        """Called with what each peer that answers announces of its failure domains."""
 
     async def find(self, key: bytes) -> list[Candidate]:
         """Storage peers that answered just now, found near `key` (a multihash) and elsewhere;
@@ -104,6 +110,7 @@ class CandidateFinder:
             hello = await self._client.hello(target.peer)
         except (NetworkError, PeerError):
             return
+        self.on_hello(target.peer, hello.domains)
         addresses = tuple(self._network.known_addresses(target.peer))
         await self._remember(target.peer, addresses, hello)
         if hello.role is wire.Role.STORAGE and hello.free_bytes > 0:

@@ -51,6 +51,7 @@ from dstore.service.fetch import open_fetcher
 from dstore.service.gate import Gate
 from dstore.service.holder import HolderOptions, LocalHolder
 from dstore.service.keeper import Keeper
+from dstore.service.peerlabels import Claims, label_worker
 from dstore.service.peers import PeerList
 from dstore.service.pins import Pins
 from dstore.service.progress import (
@@ -289,8 +290,10 @@ async def assemble(
     owner: SigningKey,
     options: NodeOptions,
     runtime: Runtime,
+    claims: Claims | None = None,
 ) -> AsyncIterator[Node]:
-    """A node over stores and a network that the caller opened and will close."""
+    """A node over stores and a network that the caller opened and will close.  `claims` is told
+    the labels of peers, where limits of bandwidth depend on them."""
     faults = Faults(stores, runtime)
     domains = peer_domains(network.addresses(), label_domains(options.label))
     async with (
@@ -326,6 +329,8 @@ async def assemble(
         )
         keeper = Keeper(stores, holder.leases, runtime)
         workers = [reprovider.worker, keeper.worker, Worker("faults", faults.step)]
+        if claims is not None and any(options.bandwidth.labels.values()):
+            workers.append(await label_worker(network, candidates, stores, runtime, claims))
         await _begin(workers, nursery, routing, stores, runtime)
         gate = Gate()
         node = Node(
@@ -448,12 +453,13 @@ async def open_node(
             connections_max=options.connections_max,
             limit_lan=options.bandwidth.lan,
             peer_groups=options.bandwidth.members,
+            label_groups=options.bandwidth.labels,
             repair_protocols=frozenset({wire.REPAIR_PROTOCOL}),
         )
         async with (
             open_stores(home, options, runtime) as stores,
             open_host(host_options, identity.seed, runtime) as host,
-            assemble(stores, host, identity, owner, options, runtime) as node,
+            assemble(stores, host, identity, owner, options, runtime, host.shaper.claims) as node,
             open_provider_keeper(home.providers, node.routing, runtime) as providers,
             trio.open_nursery() as nursery,
         ):

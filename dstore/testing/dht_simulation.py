@@ -19,7 +19,7 @@ from itertools import count
 from typing import Final
 
 from dstore.core.diversity import NOWHERE, Subnets, subnets_of
-from dstore.core.kad_memory import Delays, Suspects
+from dstore.core.kad_memory import Delays, Pace, Suspects
 from dstore.core.kad_table import RoutingTable
 from dstore.core.kademlia import ID_BITS, Lookup, ProviderStore, closest_of, kad_id
 from dstore.core.peerid import PeerId
@@ -43,6 +43,7 @@ class SimNode:
     friends: list[PeerId] | None = None
     delays: Delays = field(default_factory=Delays)
     suspects: Suspects = field(default_factory=Suspects)
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(slots=True)
@@ -178,7 +179,18 @@ class Simulation:
 class SimSearch:
     """One lookup in simulated time, as `network.kad_search` drives it in real time."""
 
-    def __init__(self, sim: Simulation, node: SimNode, key: bytes, providers: int) -> None:
+    def __init__(
+        self,
+        sim: Simulation,
+        node: SimNode,
+        key: bytes,
+        providers: int = 0,
+        *,
+        count: int = KAD_BUCKET,
+        on_end: Callable[[SimSearch], None] = lambda _: None,
+    ) -> None:
+        """For `count` closest peers, or for `providers` where that is not 0; `on_end` is
+        called at the end with this search."""
         self._sim = sim
         self._node = node
         self._key = key
@@ -187,16 +199,23 @@ class SimSearch:
         self._ended = False
         self._depth: dict[PeerId, int] = {}
         self._ticking = math.inf
+        self._on_end = on_end
         self.outcome = Outcome()
         self._lookup = Lookup(
             kad_id(key),
             node.peer,
+            count=count,
             widen=not providers,
             delays=node.delays,
             suspect=lambda peer: node.suspects.has(peer, sim.now),
             subnets=lambda peer: sim.nodes[peer].subnets,
         )
         self._lookup.learn(node.table.closest(self._lookup.target, 3 * KAD_BUCKET))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the search came to its own end, and not to that of its time."""
+        return self._lookup.finished
 
     def step(self) -> None:
         """Ask whom the core names; end where it has ended or time is up."""
@@ -285,6 +304,7 @@ class SimSearch:
         self.outcome.closest = self._lookup.closest()
         self.outcome.seconds = self._sim.now - self._start
         self.outcome.hops = max((self._depth.get(p, 1) for p in self.outcome.closest), default=0)
+        self._on_end(self)
 
 
 # --- Attackers -------------------------------------------------------------------------

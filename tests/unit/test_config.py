@@ -187,6 +187,32 @@ def test_peers_with_limits_of_their_own() -> None:
         parse_config("", {"DSTORE_BANDWIDTH_PEERS": "office"})
 
 
+def test_groups_of_peers_by_label_and_with_hours_of_their_own() -> None:
+    text = (
+        '[bandwidth.peers.site]\nlabels = ["site-a", "rack 7"]\ndown = "2 MB/s"\n'
+        'schedule = ["22:00-06:00 up=1MB/s"]\n'
+    )
+    config = parse_config(text, {})
+    options = node_options(config).bandwidth
+    site = options.groups["site"]
+    assert options.labels == {"site": {"site-a", "rack 7"}}
+    assert options.members == {"site": frozenset()}
+    assert site.limits == Limits(down=2e6)
+    assert [period.limits for period in site.schedule] == [Limits(up=1e6)]
+    assert parse_config(commented(config), {}) == config
+    for wrong, fault in (
+        (text + text.replace("site]", "home]"), "is in site and in home"),
+        (text.replace("site-a", ""), "a label has 1 to"),
+        (text.replace("site-a", "a" * 123), "a label has 1 to"),
+        ('[bandwidth.peers.site]\nup = "1 MB/s"\n', "neither ids nor labels"),
+        (text.replace("22:00-06:00", "at night"), "not a period"),
+        (text.replace("up=1MB/s", "repair=1MB/s"), "repair"),
+        (f'[domain]\nlabel = "{"a" * 123}"\n', "domain.label"),
+    ):
+        with pytest.raises(ConfigError, match=fault):
+            parse_config(wrong, {})
+
+
 def test_bandwidth_of_the_environment_keeps_its_words_together() -> None:
     told = {"DSTORE_BANDWIDTH_SCHEDULE": "22:00-06:00 up=0, sat 08:00-9:00 up=1MB/s"}
     config = parse_config("", told)

@@ -61,7 +61,7 @@ def _tell(form: dict[str, Any]) -> None:
         f"{_rate(repair['received_bytes_per_second'])} down)"
     )
     for name, group in form["peers"].items():
-        say(f"peers {name} ({len(group['ids'])}):")
+        say(f"peers {name} ({_members(group)}):")
         say(f"  up    {_rate(group['up'])} (now {_rate(group['sent_bytes_per_second'])})")
         say(f"  down  {_rate(group['down'])} (now {_rate(group['received_bytes_per_second'])})")
     if not form["lan"]:
@@ -69,6 +69,17 @@ def _tell(form: dict[str, Any]) -> None:
         say(f"{others} on the local network are not limited")
     if form["overridden"]:
         say("set until the node stops; --reset takes it back")
+
+
+def _members(group: dict[str, Any]) -> str:
+    """How many are in it: those named, and those that say that they have its labels."""
+    from dstore.interfaces.text import escape_controls
+
+    labels = ", ".join(map(escape_controls, group["labels"]))
+    named = [str(len(group["ids"]))] if group["ids"] else []
+    return " + ".join(
+        [*named, f"{len(group['claimed_by'])} by label {labels}"] if labels else named
+    )
 
 
 def _rate(bytes_per_second: int | None) -> str:

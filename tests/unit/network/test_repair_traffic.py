@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import cast
 
 import pytest
 import trio
@@ -13,7 +14,9 @@ from trio.testing import MockClock
 from dstore.core.bandwidth import Limits
 from dstore.core.peerid import PeerId
 from dstore.limits import BANDWIDTH_REPAIR_SHARE, KIB
+from dstore.network.connection import HostStream
 from dstore.network.host import HostOptions, Libp2pHost, open_host
+from dstore.network.repair_stream import RepairStream
 from dstore.network.shaping import Line, Shaper
 from dstore.network.streams import PeerAddresses, Stream
 from dstore.runtime import Runtime
@@ -235,3 +238,91 @@ async def test_what_a_repair_stream_never_took_is_waited_for(autojump_clock: Moc
         line.repair_dropped(int(RATE))
     await line.before_receiving()
     assert trio.current_time() - begun > 0.9 * SECONDS
+
+
+class Arriving:
+    """A host's stream on which the test says what comes, with a line of its own."""
+
+    def __init__(self, line: Line) -> None:
+        self.connection = self
+        self.line = line
+        self.kept = 0
+        self.ends: list[str] = []
+
+    def on_arrival(self, told: Callable[[int], None]) -> None:
+        self._told = told
+
+    async def come(self, size: int) -> None:
+        """As the connection does it: the bytes counted and handed over, then waited for."""
+        self.line.received(size)
+        self._told(size)
+        self.kept += size
+        await self.line.before_receiving()
+
+    async def read_some(self, max_bytes: int) -> bytes:
+        size = min(max_bytes, self.kept)
+        self.kept -= size
+        return bytes(size)
+
+    async def close(self) -> None:
+        self.ends.append("close")
+
+    async def reset(self) -> None:
+        self.ends.append("reset")
+
+
+@pytest.fixture
+async def arriving() -> Arriving:
+    shaper = Shaper()
+    shaper.limit(Limits(down=RATE))
+    return Arriving(Line(shaper, near=False))
+
+
+def repair_over(stream: Arriving) -> RepairStream:
+    return RepairStream(cast("HostStream", stream))
+
+
+async def seconds_to_receive(line: Line) -> float:
+    begun = trio.current_time()
+    await line.before_receiving()
+    return trio.current_time() - begun
+
+
+@pytest.mark.parametrize("end", ["close", "reset"])
+async def test_a_repair_stream_has_its_connection_wait_for_what_it_never_took(
+    end: str, arriving: Arriving, autojump_clock: MockClock
+) -> None:
+    """What it took it has waited for itself, and nothing is waited for twice."""
+    stream = repair_over(arriving)
+    begun = trio.current_time()
+    await arriving.come(10 * int(RATE))
+    assert trio.current_time() == begun, "the stream is to wait for them"
+    while arriving.kept > 6 * RATE:
+        await stream.read_some()
+    assert trio.current_time() - begun == pytest.approx(4, rel=0.1)
+    assert await seconds_to_receive(arriving.line) == 0
+    await getattr(stream, end)()
+    assert await seconds_to_receive(arriving.line) == pytest.approx(6, rel=0.1)
+    assert arriving.ends == [end]
+
+
+async def test_a_repair_stream_that_ended_is_accounted_for_once(
+    arriving: Arriving, autojump_clock: MockClock
+) -> None:
+    stream = repair_over(arriving)
+    await arriving.come(5 * int(RATE))
+    await stream.close()
+    await stream.read_some()  # whoever was reading when it was closed
+    await stream.reset()
+    assert await seconds_to_receive(arriving.line) == pytest.approx(5, rel=0.1)
+    assert await seconds_to_receive(arriving.line) == 0
+
+
+async def test_what_comes_for_a_repair_stream_after_its_end_is_waited_for_at_once(
+    arriving: Arriving, autojump_clock: MockClock
+) -> None:
+    stream = repair_over(arriving)
+    await stream.reset()
+    begun = trio.current_time()
+    await arriving.come(5 * int(RATE))
+    assert trio.current_time() - begun == pytest.approx(5, rel=0.1)

@@ -85,3 +85,33 @@ async def test_current_rates_and_a_group_changed_while_running(autojump_clock: M
         await trio.sleep(12)
         assert bandwidth.flows().total.sent_rate == 0
         nursery.cancel_scope.cancel()
+
+
+async def test_a_group_has_hours_of_its_own_and_shows_who_claims_to_be_in_it(
+    autojump_clock: MockClock,
+) -> None:
+    named, claims = (PeerId.of_ed25519(bytes([number] * 32)) for number in range(2))
+    begin = (_minute() + 10) % 1440
+    period = Period(frozenset(range(7)), begin, (begin + 10) % 1440, Limits(up=5e6))
+    group = PeerGroup(frozenset({named}), Limits(1e6, 2e6), (period,), frozenset({"site-a"}))
+    options = BandwidthOptions(groups={"office": group})
+    shaper = Shaper(options.members, options.labels)
+    bandwidth = Bandwidth(options, shaper, Runtime(clock=TrioClock(_START)))
+    office = shaper.groups["office"]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bandwidth.worker.run)
+        assert (office.up.rate, office.down.rate) == (1e6, 2e6)
+        await trio.sleep(601 + BANDWIDTH_LOOK_SECONDS)
+        assert (office.up.rate, office.down.rate) == (5e6, math.inf)
+        override(bandwidth, {"peers": {"office": {"down": "3MB/s"}}})
+        assert (office.up.rate, office.down.rate) == (5e6, 3e6)
+        await trio.sleep(600)
+        assert (office.up.rate, office.down.rate) == (5e6, 3e6)
+        bandwidth.reset()
+        assert (office.up.rate, office.down.rate) == (1e6, 2e6)
+        assert shaper.limits == Limits()
+        nursery.cancel_scope.cancel()
+    shaper.claims(claims, ["site-a"])
+    form = bandwidth_form(bandwidth)["peers"]["office"]
+    assert (form["ids"], form["labels"]) == ([str(named)], ["site-a"])
+    assert form["claimed_by"] == [str(claims)]

@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from dstore.core.cid import CID, IDENTITY, RAW
+from dstore.core.kad_provision import Provided
 from dstore.core.kademlia import kad_id
 from dstore.limits import (
     KAD_BUCKET,
@@ -22,7 +23,6 @@ from dstore.limits import (
     PROVIDE_RETRY_SECONDS_MAX,
     REPROVIDE_SECONDS,
 )
-from dstore.network.kad_provide import Provided
 from dstore.network.routing import Routing
 from dstore.runtime import InlineWorkers, Runtime
 from dstore.service.reprovide import Reprovider
