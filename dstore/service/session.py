@@ -255,12 +255,12 @@ class RootSession:
         extra = [peer for peer in others if not self._fetcher.is_cooling(peer)]
         late = [peer for peer in (*own, *others) if self._fetcher.is_cooling(peer)]
         best = self._fetcher.best_first
-        far: list[PeerId] = []
-        if not any(map(self._is_near, ready)) and self._decodes_nearby(
-            segment, holders, stripe, slot
-        ):
+        far = [*ready, *extra]
+        if any(map(self._is_near, far)) or not self._decodes_nearby(segment, holders, stripe, slot):
+            far = []
+        else:
             # Whether a connection can be had, and how soon, is not waited for.
-            ready, extra, far = [], [], [*ready, *extra]
+            ready, extra = [], []
         with self._fetcher.race(cid, fragment_size(segment, stripe, slot)) as race:
             data = await race.first([*best(ready), *best(extra)[:SOURCES_TRIED_MAX]])
             if data is not None:
@@ -291,7 +291,7 @@ class RootSession:
         )
 
     def _decodes_nearby(self, segment: Segment, holders: Holders, stripe: int, slot: int) -> bool:
-        """Whether the rest of the stripe is enough, and on peers that are near."""
+        """Whether the rest of the stripe is enough to decode, and on peers that are near."""
         near = [
             other
             for other in existing_slots(segment, stripe)

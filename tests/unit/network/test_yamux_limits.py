@@ -16,7 +16,6 @@ from dstore.limits import (
     MIB,
     NEGOTIATE_SECONDS,
     YAMUX_ACCEPT_BACKLOG,
-    YAMUX_WINDOW_BYTES,
     YAMUX_WINDOW_BYTES_INITIAL,
 )
 from dstore.network.yamux import YamuxStream
@@ -122,7 +121,7 @@ class TestLimits:
                 await far.write(b"x")
 
     async def test_memory_of_many_unread_streams_is_bounded(self) -> None:
-        limits = YamuxLimits(memory_bytes_max=2 * YAMUX_WINDOW_BYTES)
+        limits = YamuxLimits(memory_bytes_max=8 * YAMUX_WINDOW_BYTES_INITIAL)
         async with sessions(limits=limits) as (a, b, _nursery):
             lost = 0
 
