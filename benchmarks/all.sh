@@ -15,6 +15,7 @@ python=.venv/bin/python
 "$python" -m benchmarks.dht --json
 "$python" -m benchmarks.dht_sim run
 "$python" -m benchmarks.dht_sim sessions --nodes 150
+"$python" -m benchmarks.dht_sim burst --nodes 1000
 "$python" -m benchmarks.protected --json
 "$python" -m benchmarks.sick_nodes --json
 "$python" -m benchmarks.fetch --json

@@ -16,7 +16,7 @@ import trio
 
 from benchmarks.fetch import HOLDERS, Nodes, dstore_add_api, fetch_all, holder_names, sick
 from benchmarks.local_add import add
-from benchmarks.peers.measure import Trees, middle, whole
+from benchmarks.peers.measure import Trees, beside_sick, local_add, middle, whole
 from benchmarks.peers.peer import Load, Peer, Row
 from benchmarks.protected import CODE, devnet, dstore, fresh_gateway
 
@@ -39,12 +39,7 @@ def local(work: Path, load: Load) -> Row:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-500:])
-    told = json.loads(done.stdout)
-    return {
-        "local_add_mb_per_s": load.size / 1e6 / told["seconds"],
-        "local_add_cpu_s_per_gib": told["cpu_seconds"] / load.gib,
-        "local_add_peak_mib": told["peak_mib"],
-    }
+    return local_add(load, json.loads(done.stdout))
 
 
 def five(work: Path, load: Load) -> Row:
@@ -97,8 +92,7 @@ def sick_holders(work: Path, load: Load) -> Row:
                 with fresh_gateway(work / mode, well) as (gateway, url):
                     trees = Trees(*(node["pid"] for node in well))
                     found = whole(url, f"/ipfs/{cid}", load, Trees(gateway.pid), trees)
-            row[f"{mode}_fetch_mb_per_s"] = found["fetch_mb_per_s"]
-            row[f"{mode}_first_byte_ms"] = found["first_byte_ms"]
+            row |= beside_sick(mode, found)
     return row
 
 

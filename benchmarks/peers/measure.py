@@ -188,6 +188,20 @@ def whole(url: str, path: str, load: Load, gateway: Trees, holders: Trees) -> Ro
     }
 
 
+def local_add(load: Load, took: Row) -> Row:
+    """The figures of a local add of the large file that took as `run_timed` tells."""
+    return {
+        "local_add_mb_per_s": load.size / 1e6 / took["seconds"],
+        "local_add_cpu_s_per_gib": took["cpu_seconds"] / load.gib,
+        "local_add_peak_mib": took["peak_mib"],
+    }
+
+
+def beside_sick(mode: str, found: Row) -> Row:
+    """Of a read as `whole` tells it, what is told of one beside sick holders."""
+    return {f"{mode}_{name}": found[name] for name in ("fetch_mb_per_s", "first_byte_ms")}
+
+
 def middle(url: str, path: str, load: Load) -> Row:
     """One cold read of 1 MiB in the middle over HTTP, checked."""
     first, seconds = get_path(url, path, load.middle, MIB, load.digest(load.middle, MIB))

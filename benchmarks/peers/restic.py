@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from benchmarks.peers.measure import run_timed
+from benchmarks.peers.measure import local_add, run_timed
 from benchmarks.peers.peer import Load, Peer, Row, Unavailable, place, tell
 
 
@@ -42,12 +42,7 @@ def _backup(work: Path, name: str, what: Path) -> Row:
 
 
 def large(work: Path, load: Load) -> Row:
-    took = _backup(work, "large", load.path)
-    return {
-        "local_add_mb_per_s": load.size / 1e6 / took["seconds"],
-        "local_add_cpu_s_per_gib": took["cpu_seconds"] / load.gib,
-        "local_add_peak_mib": took["peak_mib"],
-    }
+    return local_add(load, _backup(work, "large", load.path))
 
 
 def small(work: Path, load: Load) -> Row:

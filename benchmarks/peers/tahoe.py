@@ -19,7 +19,15 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from benchmarks.fetch import fetch_all
-from benchmarks.peers.measure import Trees, free_port, middle, running, wait_until, whole
+from benchmarks.peers.measure import (
+    Trees,
+    beside_sick,
+    free_port,
+    middle,
+    running,
+    wait_until,
+    whole,
+)
 from benchmarks.peers.peer import Load, Peer, Row, place, tell, venv_with
 from benchmarks.protected import SETTLED_SECONDS
 
@@ -164,8 +172,7 @@ def sick_holders(work: Path, load: Load) -> Row:
             with grid.gateway(mode, _SERVERS - len(names)) as (gateway, url):
                 trees = grid.trees(names)
                 found = whole(url, path, load, Trees(*gateway.pids), trees)
-            row[f"{mode}_fetch_mb_per_s"] = found["fetch_mb_per_s"]
-            row[f"{mode}_first_byte_ms"] = found["first_byte_ms"]
+            row |= beside_sick(mode, found)
     return row
 
 

@@ -51,7 +51,7 @@ from dstore.service.fetch import open_fetcher
 from dstore.service.gate import Gate
 from dstore.service.holder import HolderOptions, LocalHolder
 from dstore.service.keeper import Keeper
-from dstore.service.peerlabels import Claims, label_worker
+from dstore.service.peerlabels import Claims, label_workers
 from dstore.service.peers import PeerList
 from dstore.service.pins import Pins
 from dstore.service.progress import (
@@ -292,8 +292,7 @@ async def assemble(
     runtime: Runtime,
     claims: Claims | None = None,
 ) -> AsyncIterator[Node]:
-    """A node over stores and a network that the caller opened and will close.  `claims` is told
-    the labels of peers, where limits of bandwidth depend on them."""
+    """A node over stores and a network that the caller opened and will close."""
     faults = Faults(stores, runtime)
     domains = peer_domains(network.addresses(), label_domains(options.label))
     async with (
@@ -329,8 +328,7 @@ async def assemble(
         )
         keeper = Keeper(stores, holder.leases, runtime)
         workers = [reprovider.worker, keeper.worker, Worker("faults", faults.step)]
-        if claims is not None and any(options.bandwidth.labels.values()):
-            workers.append(await label_worker(network, candidates, stores, runtime, claims))
+        workers += await label_workers(network, candidates, stores, runtime, claims)
         await _begin(workers, nursery, routing, stores, runtime)
         gate = Gate()
         node = Node(
@@ -456,10 +454,19 @@ async def open_node(
             label_groups=options.bandwidth.labels,
             repair_protocols=frozenset({wire.REPAIR_PROTOCOL}),
         )
+        labelled = any(options.bandwidth.labels.values())
         async with (
             open_stores(home, options, runtime) as stores,
             open_host(host_options, identity.seed, runtime) as host,
-            assemble(stores, host, identity, owner, options, runtime, host.shaper.claims) as node,
+            assemble(
+                stores,
+                host,
+                identity,
+                owner,
+                options,
+                runtime,
+                host.shaper.claims if labelled else None,
+            ) as node,
             open_provider_keeper(home.providers, node.routing, runtime) as providers,
             trio.open_nursery() as nursery,
         ):

@@ -25,22 +25,24 @@ from dstore.service.stores import Stores
 from dstore.service.worker import Worker
 
 Claims = Callable[[PeerId, Sequence[str]], None]
-"""A peer says that it has these labels."""
+"""Told that a peer says that it has these labels."""
 
 
-async def label_worker(
+async def label_workers(
     network: Network,
     candidates: CandidateFinder,
     stores: Stores,
     runtime: Runtime,
-    claims: Claims,
-) -> Worker:
-    """The background work that has every connected peer asked.  Tells `claims` first what peers
-    said before this node started."""
+    claims: Claims | None,
+) -> list[Worker]:
+    """The background work that has every connected peer asked, where somebody wants to know.
+    Tells `claims` first what peers said before this node started."""
+    if claims is None:
+        return []
     labels = PeerLabels(network, candidates, claims)
     for row in reversed(await runtime.workers.run(stores.catalog.peers, BANDWIDTH_CLAIMS_MAX)):
         claims(row.peer, labels_of(row.domains))
-    return Worker("labels", labels.step)
+    return [Worker("labels", labels.step)]
 
 
 class PeerLabels:

@@ -1,4 +1,5 @@
-"""A peer whose process is stopped: its connection stays open, only the keep-alive can tell."""
+"""A peer whose process is stopped: its connection stays open, only the keep-alive can tell.
+And an add in a network of processes of which some are stopped, full or lying."""
 
 from __future__ import annotations
 
@@ -61,5 +62,16 @@ async def test_a_stopped_process_is_noticed() -> None:
 def test_an_add_goes_on_when_holders_are_stopped_in_its_middle(tmp_path: Path) -> None:
     """Eight processes; two holders stop (SIGSTOP) as soon as bytes travel."""
     result = one_run(tmp_path, 64, "stopped", "during")
+    assert result["answered"]
+    assert result["protected"]
+
+
+@pytest.mark.parametrize(("how", "when"), [("full", "during"), ("forging", "before")])
+def test_an_add_goes_on_beside_holders_that_are_full_or_lie(
+    tmp_path: Path, how: str, when: str
+) -> None:
+    """Eight processes; two are full as soon as bytes travel, or sign their leases wrongly."""
+    result = one_run(tmp_path, 64, how, when)
+    assert result["acted"] > 0, "nobody met them"
     assert result["answered"]
     assert result["protected"]

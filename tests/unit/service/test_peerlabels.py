@@ -14,7 +14,7 @@ from dstore.limits import LABELS_AGAIN_SECONDS, LABELS_LOOK_SECONDS, LABELS_RETR
 from dstore.network.streams import Network
 from dstore.runtime import InlineWorkers, Runtime
 from dstore.service.candidates import CandidateFinder
-from dstore.service.peerlabels import label_worker
+from dstore.service.peerlabels import label_workers
 from dstore.service.stores import Stores
 from dstore.storage.catalog import open_catalog
 from dstore.storage.memory import MemoryStore
@@ -56,7 +56,7 @@ async def test_who_is_connected_is_asked_and_asked_again(
     catalog = open_catalog(tmp_path / "catalog.sqlite3")
     catalog.peer_terms(LATER, "client", 0, ["label:b"], 1.0)
     catalog.peer_terms(TALKS, "client", 0, ["label:c", "label:d"], 2.0)
-    worker = await label_worker(
+    (worker,) = await label_workers(
         cast("Network", bench),
         cast("CandidateFinder", bench),
         Stores(MemoryStore(), catalog),
