@@ -31,6 +31,7 @@ from dstore.errors import DeadlineExceeded, NetworkError, PeerError, ProtocolVio
 from dstore.limits import (
     SERVE_BATCH_BYTES,
     SLOT_ACCEPT_SECONDS,
+    SLOT_STALL_AGAIN_SECONDS,
     SLOT_STALL_SECONDS,
     SLOT_WATCH_SECONDS,
     UPLOAD_ATTEMPTS_MAX,
@@ -202,7 +203,9 @@ class _Bringing:
             return max(SLOT_ACCEPT_SECONDS, 4 * statistics.median_low(accepted))
         quiet = [other.quiet_seconds(now) for other in others]
         usual = statistics.median_low(quiet) if quiet else SLOT_STALL_SECONDS
-        return max(SLOT_STALL_SECONDS, 2 * usual)
+        # The slot has waited for a slow one before: two of them must not add up.
+        again = any(other.slot == way.slot and other.peer in self.slow for other in others)
+        return max(SLOT_STALL_AGAIN_SECONDS if again else SLOT_STALL_SECONDS, 2 * usual)
 
 
 class Uploader:

@@ -11,7 +11,7 @@ import trio
 
 from dstore.core.wire import PROTOCOL, Refusal
 from dstore.errors import Refused
-from dstore.limits import SLOT_STALL_SECONDS, SLOT_WATCH_SECONDS
+from dstore.limits import SLOT_STALL_AGAIN_SECONDS, SLOT_STALL_SECONDS, SLOT_WATCH_SECONDS
 from dstore.network.streams import Stream
 from dstore.service.holder import LocalHolder, LocalReception
 from dstore.service.progress import AddOptions, AddResult
@@ -191,6 +191,39 @@ def test_where_nobody_else_is_the_answer_is_clear(kind: str, sick: dict[str, Sic
             assert seconds <= STALL_SECONDS + 1
 
     run_deterministic(1, main)
+
+
+def test_two_that_never_lease_one_in_the_place_of_the_other_cost_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds, holders = healthy()
+    finish = LocalReception.finish
+    victims = {holders[0]}
+
+    def beside_victims() -> tuple[float, dict[int, int]]:
+        found: list[tuple[float, dict[int, int]]] = []
+
+        async def main() -> None:
+            async with open_cluster(6) as cluster:
+
+                async def patched(reception: LocalReception) -> bytes:
+                    if any(only(cluster, number, reception._holder) for number in victims):
+                        await trio.sleep_forever()
+                    return await finish(reception)
+
+                monkeypatch.setattr(LocalReception, "finish", patched)
+                result, longer, now = await add(cluster)
+                assert result.protected
+                found.append((longer - seconds, now))
+
+        run_deterministic(1, main)
+        return found[0]
+
+    victims.add(beside_victims()[1][0])  # whoever took the slot of the first
+    lost, now = beside_victims()
+    assert len(victims) == 2
+    assert not victims & set(now.values())
+    assert SLOT_STALL_SECONDS + SLOT_STALL_AGAIN_SECONDS < lost < 5
 
 
 def test_a_slow_disk_everywhere_is_no_reason_to_move(monkeypatch: pytest.MonkeyPatch) -> None:
