@@ -48,8 +48,9 @@ class BlockStore(Protocol):
     def get_for_peer(self, cid: CID) -> bytes:
         """The block's bytes for somebody who checks them himself, as every peer does.
 
-        Checked here, too, unless the store wrote or checked the block a short time ago: what
-        damages blocks at rest is found, and reading them often does not cost a hash each time.
+        Checked here, too, unless the store wrote or checked the block a short time ago and it is
+        in memory since: what damages blocks at rest is found before they are given to anybody,
+        and giving them often does not cost a hash each time.
         Raises as `get`, as far as it checks.
         """
         ...

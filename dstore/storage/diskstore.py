@@ -138,10 +138,11 @@ class DiskStore:
         return content
 
     def get_for_peer(self, cid: CID) -> bytes:
-        """See `BlockStore.get_for_peer`.  Small blocks are always checked."""
+        """See `BlockStore.get_for_peer`.  What comes from the disk is always checked, and so
+        are small blocks."""
         self._check_open()
         if self._fresh.take(cid.multihash):
-            content = self._files.get(cid.multihash)
+            content = self._files.get_from_memory(cid.multihash)
             if content is not None:
                 return content
         return self.get(cid)

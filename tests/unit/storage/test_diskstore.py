@@ -89,6 +89,44 @@ def test_for_peers_a_block_is_checked_at_its_first_read_and_at_every_eighth(
     store.close()
 
 
+def drop_from_memory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+
+def is_gone_from_memory(path: Path) -> bool:
+    """False also where that cannot be known."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.preadv(descriptor, [bytearray(LARGE)], 0, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def test_what_comes_from_the_disk_is_checked_however_fresh(tmp_path: Path) -> None:
+    blocks = [block(number, LARGE) for number in range(2)]
+    with closing(DiskStore(tmp_path)) as store:
+        store.put_many(blocks)
+        (cid, _), (other, _) = blocks
+        flip(file_of(tmp_path, cid))
+        # To look brings the file back into memory: the other one tells for both.
+        for path in (file_of(tmp_path, cid), file_of(tmp_path, other)):
+            drop_from_memory(path)
+        if not is_gone_from_memory(file_of(tmp_path, other)):
+            pytest.skip("this file system keeps files in memory")
+        with pytest.raises(CorruptStore):
+            store.get_for_peer(cid)
+
+
 def test_a_block_damaged_at_rest_is_not_given_to_a_peer(tmp_path: Path) -> None:
     blocks = [block(1, LARGE), block(2, 500)]
     with closing(DiskStore(tmp_path)) as store:
