@@ -85,7 +85,7 @@ BANDWIDTH_PERIODS_MAX: Final = 64
 BANDWIDTH_GROUPS_MAX: Final = 64  # of peers with limits of their own
 BANDWIDTH_CLAIMS_MAX: Final = 4096  # peers remembered to have claimed a label of a group
 LABELS_LOOK_SECONDS: Final = 2  # between looks for connected peers whose labels are not known
-LABELS_RETRY_SECONDS: Final = 60  # until one that did not answer is asked again
+LABELS_RETRY_SECONDS: Final = 300  # until one that did not answer is asked again
 LABELS_AGAIN_SECONDS: Final = 600  # and one that did
 DIAL_SECONDS: Final = 5
 NEGOTIATE_SECONDS: Final = 5
@@ -375,6 +375,8 @@ assert REPROVIDE_SECONDS + PROVIDER_DOWNTIME_SECONDS_MAX < PROVIDER_SECONDS
 assert 2 * KEEPALIVE_SECONDS < KEEPALIVE_TIMEOUT_SECONDS < 30
 assert HELLO_QUIET_SECONDS < HELLO_SECONDS
 assert HELLO_SECONDS < LABELS_RETRY_SECONDS < LABELS_AGAIN_SECONDS
+# To be asked must not keep an idle connection from making room.
+assert LABELS_RETRY_SECONDS > 2 * INBOUND_IDLE_SECONDS
 assert CONNECTIONS_MAX < BANDWIDTH_CLAIMS_MAX
 assert HEDGE_SECONDS_MIN < HEDGE_SECONDS_UNKNOWN < HEDGE_SECONDS_MAX
 assert REQUEST_SECONDS < PROGRESS_SECONDS < IDLE_STREAM_SECONDS

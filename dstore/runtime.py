@@ -104,13 +104,19 @@ class JointWork(Generic[T, R]):
         self._waiting: dict[_Asked[T, R], None] = {}  # in no hand, the oldest first
 
     async def run(self, item: T) -> R:
-        """The result for the item.  Raises what the work raises."""
+        """The result for the item.  Raises what the work raises for it, alone."""
         mine: _Asked[T, R] = _Asked(item)
         self._waiting[mine] = None
         try:
             while not mine.result:
                 if self._free_hands and mine in self._waiting:
-                    await self._hand_over()
+                    batch = list(self._waiting)
+                    try:
+                        await self._hand_over(batch)
+                    except (DstoreError, OSError):
+                        if len(batch) == 1:
+                            raise
+                        await self._hand_over([mine])  # its own failure, if it has one
                 else:
                     mine.news = trio.Event()
                     await mine.news.wait()
@@ -121,9 +127,10 @@ class JointWork(Generic[T, R]):
                 next(iter(self._waiting)).news.set()  # whose turn it is
         return mine.result[0]
 
-    async def _hand_over(self) -> None:
-        """All that waits.  What is not done then, or fails with the caller, waits again."""
-        batch, self._waiting = list(self._waiting), {}
+    async def _hand_over(self, batch: Sequence[_Asked[T, R]]) -> None:
+        """Some of those that wait.  What is not done then waits again."""
+        for one in batch:
+            del self._waiting[one]
         results: Sequence[R] = ()
         self._free_hands -= 1
         try:

@@ -489,8 +489,8 @@ class YamuxConnection:
 
 
 def _piece(data: bytes, start: int, size: int) -> bytes | memoryview:
-    """That part of `data`, without a copy where it is most of it: a small part must not keep
-    all of what came with it."""
-    if 2 * size > len(data):
+    """That part of `data`, without a copy where it is nearly all of it: what is not read yet is
+    counted by its size, and must not keep much more in memory than that."""
+    if 8 * size > 7 * len(data):
         return memoryview(data)[start : start + size]
     return data[start : start + size]

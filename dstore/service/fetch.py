@@ -167,7 +167,7 @@ class Race:
 
 
 class BlockFetcher:
-    """Fetches verified blocks from peers; made by `open_fetcher`."""
+    """Fetches blocks from peers, verified but for inputs of a decoding; made by `open_fetcher`."""
 
     def __init__(
         self,

@@ -136,15 +136,15 @@ class LocalHolder:
         """In a worker, for the first of those who ask: some of their blocks, at least one, from
         a position on."""
         batches: list[list[bytes | None]] = []
-        size = 0
+        count = size = 0
         for cids, start in asked:
             batch: list[bytes | None] = []
             batches.append(batch)
             for cid in cids[start : start + SERVE_BATCH_BLOCKS_MAX]:
                 data = self._read(cid, self._stores.blocks.get_for_peer)
                 batch.append(data)
-                size += len(data or b"")
-                if size >= SERVE_BATCH_BYTES:
+                count, size = count + 1, size + len(data or b"")
+                if size >= SERVE_BATCH_BYTES or count >= SERVE_BATCH_BLOCKS_MAX:
                     return batches
         return batches
 

@@ -45,7 +45,7 @@ def _pin(stores: Stores, runtime: Runtime, root: CID, name: str | None) -> None:
         return blocks.size(cid) or 0
 
     multihashes = (visit.cid.multihash for visit in iter_dag(root, blocks.get, size_of))
-    catalog.reference(ReferenceKind.LOCAL_PIN, pin_key(root), multihashes)
+    catalog.reference(ReferenceKind.LOCAL_PIN, pin_key(root), multihashes, durable=True)
     if known is None:
         catalog.put_pin(PinRow(root, "local", name, runtime.clock.now(), None))
     elif name is not None and name != known.name:

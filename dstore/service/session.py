@@ -254,7 +254,7 @@ class RootSession:
         ready = [peer for peer in own if not self._fetcher.is_cooling(peer)]
         extra = [peer for peer in others if not self._fetcher.is_cooling(peer)]
         late = [peer for peer in (*own, *others) if self._fetcher.is_cooling(peer)]
-        best = self._fetcher.best_first
+        best = self._near_first
         far = [*ready, *extra]
         if any(map(self._is_near, far)) or not self._decodes_nearby(segment, holders, stripe, slot):
             far = []

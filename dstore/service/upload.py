@@ -27,7 +27,13 @@ from dstore.core.placement import (
     needs_of,
     shapes_of,
 )
-from dstore.errors import DeadlineExceeded, NetworkError, PeerError, ProtocolViolation
+from dstore.errors import (
+    CorruptStore,
+    DeadlineExceeded,
+    NetworkError,
+    PeerError,
+    ProtocolViolation,
+)
 from dstore.limits import (
     SERVE_BATCH_BYTES,
     SLOT_ACCEPT_SECONDS,
@@ -353,16 +359,24 @@ class Uploader:
         fragments: Sequence[SlotBlock],
         read: ReadFragment,
     ) -> None:
-        """Store what a slot of this node lacks: parity, for the data is here."""
+        """Store what a slot of this node lacks: parity, for the data is here.  Checked, as any
+        holder checks what is brought to it.  Raises CorruptStore."""
         missing = set(reception.wanted)
-        batch: list[tuple[int, bytes]] = []
+        batch: list[tuple[SlotBlock, bytes]] = []
+
+        async def store() -> None:
+            wrong = await self._runtime.workers.run(_first_wrong, batch)
+            if wrong is not None:
+                raise CorruptStore(f"{wrong}, computed from blocks of this node, came out wrong")
+            await reception.store([(fragment.stripe, data) for fragment, data in batch])
+            batch.clear()
+
         for fragment in (one for one in fragments if one.stripe in missing):
-            batch.append((fragment.stripe, await read(fragment)))
+            batch.append((fragment, await read(fragment)))
             way.news()
             if sum(len(data) for _, data in batch) >= SERVE_BATCH_BYTES:
-                await reception.store(batch)
-                batch = []
-        await reception.store(batch)
+                await store()
+        await store()
 
     def _holder_map(self, bringing: _Bringing) -> tuple[wire.HolderEntry, ...]:
         """Who holds, or is about to hold, the slots: holders keep it for when the DHT is
@@ -392,3 +406,7 @@ class Uploader:
 
     async def _load(self, cid: CID) -> bytes:
         return await self._runtime.workers.run(self._stores.blocks.get, cid)
+
+
+def _first_wrong(batch: Sequence[tuple[SlotBlock, bytes]]) -> CID | None:
+    return next((one.cid for one, data in batch if not one.cid.verify(data)), None)

@@ -145,6 +145,8 @@ class DiskStore:
             content = self._files.get_from_memory(cid.multihash)
             if content is not None:
                 return content
+            # To have asked may bring the file into memory: nobody else takes it from there.
+            self._fresh.forget(cid.multihash)
         return self.get(cid)
 
     def has_many(self, cids: Sequence[CID]) -> list[bool]:
@@ -293,6 +295,11 @@ class _FreshBlocks:
                 self._reads_left[key] = UNCHECKED_READS_MAX
             while len(self._reads_left) > FRESH_BLOCKS_MAX:
                 del self._reads_left[next(iter(self._reads_left))]
+
+    def forget(self, name: bytes) -> None:
+        """Nothing is known of this one any more."""
+        with self._lock:
+            self._reads_left.pop(_short(name), None)
 
     def take(self, name: bytes) -> bool:
         """Whether the block may be read once more without a check."""

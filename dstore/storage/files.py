@@ -147,8 +147,8 @@ class FileBlocks:
             os.close(descriptor)
 
     def get_from_memory(self, multihash: bytes) -> bytes | None:
-        """The file's bytes where the kernel has all of them in memory, so that no disk has a
-        word in it; None where not, or where the system cannot tell."""
+        """The file's bytes where the kernel has all of them in memory; None where not, or where
+        the system cannot tell."""
         if _NOWAIT is None:
             return None
         try:

@@ -165,7 +165,7 @@ class Squares:
 
     def _work(self, numbers: Sequence[int]) -> list[int]:
         self.batches.append(list(numbers))
-        if numbers[0] < 0:
+        if min(numbers) < 0:
             raise Unreachable("a bad one")
         return [number * number for number in numbers[: self.most]]
 
@@ -199,10 +199,13 @@ async def test_joint_work_goes_on_with_what_was_not_done() -> None:
     assert squares.got == {number: number * number for number in range(6)}
 
 
-async def test_joint_work_that_fails_fails_for_one_and_is_done_for_the_others() -> None:
+@pytest.mark.parametrize("order", [(0, -1, 2, 3), (0, 2, -1, 3), (0, 2, 3, -1)])
+async def test_joint_work_that_fails_fails_for_one_and_is_done_for_the_others(
+    order: Sequence[int],
+) -> None:
     squares = Squares(hands=1)
     async with trio.open_nursery() as nursery:
-        for number in (0, -1, 2, 3):
+        for number in order:
             nursery.start_soon(squares.ask, number)
             await wait_all_tasks_blocked()
         squares.workers.may.set()

@@ -5,9 +5,9 @@ no bytes of content, and says that a block exists only after the block is durabl
 lost: `rebuild` takes every promise (pins, pin records, held slots) from the record files.
 
 Promises are on disk when their method returns.  What they rest on (references, operations,
-reservations, manifests, leases of others) is written without a sync of its own: the log keeps
-the order, so that it is on disk with the promise that follows it; a power cut before that
-leaves blocks that nothing keeps, which are swept.
+reservations, manifests, leases of others) is mostly written without a sync of its own: the log
+keeps the order, so that a later commit that is synced has all of it, and there is one before the
+record file of a promise.  A power cut before that leaves blocks that nothing keeps: they are swept.
 """
 
 from __future__ import annotations

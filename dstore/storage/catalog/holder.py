@@ -320,8 +320,10 @@ class HolderTables(ReferenceTables):
     # --- Serials -----------------------------------------------------------------------
 
     def next_serial(self) -> int:
-        """A serial that no lease has which was ever kept, restarts included."""
-        with self._db.transaction(durable=False) as connection:
+        """A lease serial that was never given out before, restarts included.
+
+        The commit puts on disk what the lease will rest on, before its file is there."""
+        with self._db.transaction() as connection:
             serial: int = connection.execute(
                 "INSERT INTO counters (name, value) VALUES (?, 1) ON CONFLICT (name)"
                 " DO UPDATE SET value = value + 1 RETURNING value",

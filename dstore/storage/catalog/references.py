@@ -64,13 +64,21 @@ class ReferenceTables:
 
     # --- References --------------------------------------------------------------------
 
-    def reference(self, kind: ReferenceKind, key: bytes, multihashes: Iterable[bytes]) -> None:
-        """Keep the blocks for (kind, key), besides those it keeps already."""
+    def reference(
+        self,
+        kind: ReferenceKind,
+        key: bytes,
+        multihashes: Iterable[bytes],
+        *,
+        durable: bool = False,
+    ) -> None:
+        """Keep the blocks for (kind, key), besides those it keeps already; on disk on return
+        where `durable`, else with the next promise."""
         remaining = iter(multihashes)
         first = True
         while batch := list(islice(remaining, _ROWS_PER_TRANSACTION)) or first:
             first = False
-            with self._db.transaction(durable=False) as connection:
+            with self._db.transaction(durable=durable) as connection:
                 connection.execute(
                     "INSERT OR IGNORE INTO reference_sets (kind, key) VALUES (?, ?)",
                     (int(kind), key),

@@ -243,6 +243,27 @@ async def test_ones_own_slot_is_taken_without_the_network(tmp_path: Path) -> Non
         assert {row.state for row in here.stores.catalog.held_slots()} == {"held"}
 
 
+async def test_ones_own_slot_is_checked_as_any_holder_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = protect()
+    async with open_single_holder(tmp_path) as here:
+        bench = Bench(here, root)
+        here.blocks.delete_many([cid for cid, _ in root.slot(2)])
+        honest = here.blocks.get_for_peer
+
+        def flipped(cid: CID) -> bytes:
+            data = honest(cid)
+            return bytes([data[0] ^ 1]) + data[1:]
+
+        monkeypatch.setattr(here.blocks, "get_for_peer", flipped)
+        with pytest.raises(CorruptStore):
+            await bench.place(0)
+        assert not any(here.has(root.slot(2)))
+        held = {row.slot for row in here.stores.catalog.held_slots() if row.state == "held"}
+        assert 2 not in held
+
+
 async def test_a_damaged_block_at_home_is_an_error_of_this_node(tmp_path: Path) -> None:
     root = protect()
     async with open_single_holder(tmp_path) as here:
