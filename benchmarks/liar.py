@@ -30,6 +30,8 @@ def damaged(honest: Callable[[DiskStore, CID], bytes]) -> Callable[[DiskStore, C
 
 
 if __name__ == "__main__":
-    setattr(DiskStore, "get", damaged(DiskStore.get))  # noqa: B010  # the lie
+    lie = damaged(DiskStore.get)
+    setattr(DiskStore, "get", lie)  # noqa: B010
+    setattr(DiskStore, "get_for_peer", lie)  # noqa: B010
     sys.argv = ["dstore", "run", "--home", sys.argv[1], "--json"]
     main()
