@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -57,6 +59,33 @@ async def test_ways_that_start_together(autojump_clock: MockClock) -> None:
 
 async def test_the_slow_first_way_may_still_win(autojump_clock: MockClock) -> None:
     assert await first_success([after(0.6, "a"), silent], stagger_seconds=0.5) == "a"
+
+
+async def test_a_way_that_failed_does_not_keep_the_result(autojump_clock: MockClock) -> None:
+    """A reader beside a liar would hold many blocks until the collector comes."""
+
+    class Block:
+        pass
+
+    made: list[weakref.ref[Block]] = []
+
+    async def way() -> Block:
+        await trio.sleep(1)
+        block = Block()
+        made.append(weakref.ref(block))
+        return block
+
+    async def gone() -> Block:
+        raise Unreachable("gone")
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert isinstance(await first_success([gone, way], stagger_seconds=0.5), Block)
+        await trio.lowlevel.checkpoint()
+        assert made[0]() is None
+    finally:
+        gc.enable()
 
 
 async def test_all_failures_raise_the_last_and_none_is_not_found() -> None:
