@@ -34,7 +34,7 @@ class PeerEstimate:
             self.seconds_per_byte = _mix(self.seconds_per_byte, seconds / size)
 
     def expected_seconds(self, size: int) -> float:
-        """Seconds until `size` bytes asked for now, and all asked for before, have come;
+        """Seconds until `size` bytes asked for at once, and all asked for before, have come;
         0 for a peer of which nothing is known, so that it is tried."""
         return (self.delay_seconds or 0.0) + size * (self.seconds_per_byte or 0.0)
 

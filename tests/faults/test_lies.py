@@ -11,6 +11,7 @@ import pytest
 from dstore.core import wire
 from dstore.core.cid import CID, RAW
 from dstore.core.manifest import Code, Manifest, Segment, Stripe
+from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import PinRecord
 from dstore.errors import DstoreError, Refused
 from dstore.limits import GIB
@@ -77,20 +78,40 @@ def outsider(cluster: Cluster, slots: dict[int, int]) -> int:
     return next(n for n in cluster.alive if n != 0 and n not in slots.values())
 
 
+def make_liars(
+    cluster: Cluster, liars: Sequence[int], lie: Callable[[CID, bytes], bytes] = flipped
+) -> set[PeerId]:
+    """Nodes that lie from now on; their peer ids."""
+    for liar in liars:
+        cluster.stores[liar].inner = LyingStore(cluster.stores[liar].inner, lie)
+    return {cluster.peer(liar) for liar in liars}
+
+
+def named(cluster: Cluster, reader: int) -> set[PeerId]:
+    """Whom the reader holds something against."""
+    return {fault.peer for fault in cluster[reader].stores.catalog.faults()}
+
+
+async def read_until_it_fails(cluster: Cluster, reader: int, root: CID) -> None:
+    got = bytearray()
+    with pytest.raises(DstoreError):
+        async with cluster[reader].read(root) as chunks:
+            async for chunk in chunks:
+                got += chunk
+    assert DATA.startswith(got)
+
+
 @pytest.mark.parametrize("lie", [flipped, truncated, swapped])
 def test_m_lying_holders_are_read_around_and_named(lie: Callable[[CID, bytes], bytes]) -> None:
     async def main() -> None:
         async with open_cluster(9) as cluster:
             result, slots = await add(cluster)
             await cluster.kill(0)
-            liars = [slots[0], slots[2]]
-            for liar in liars:
-                cluster.stores[liar].inner = LyingStore(cluster.stores[liar].inner, lie)
+            liars = make_liars(cluster, [slots[0], slots[2]], lie)
             reader = outsider(cluster, slots)
             assert await read(cluster, reader, result.cid) == DATA
+            assert named(cluster, reader) == liars
             catalog = cluster[reader].stores.catalog
-            named = {fault.peer for fault in catalog.faults()}
-            assert named == {cluster.peer(liar) for liar in liars}
             assert {fault.kind for fault in catalog.faults()} <= {"HashMismatch", "hash"}
 
     run_deterministic(3, main)
@@ -108,12 +129,10 @@ def test_lying_parity_is_found_by_what_it_gives_and_its_sender_named(
             result, slots = await add(cluster)
             await cluster.kill(0)
             await cluster.kill(slots[1])
-            liar = slots[4]
-            cluster.stores[liar].inner = LyingStore(cluster.stores[liar].inner, lie)
+            liars = make_liars(cluster, [slots[4]], lie)
             reader = outsider(cluster, slots)
             assert await read(cluster, reader, result.cid) == DATA
-            catalog = cluster[reader].stores.catalog
-            assert {fault.peer for fault in catalog.faults()} == {cluster.peer(liar)}
+            assert named(cluster, reader) == liars
             assert cluster[reader].counters.decoded_blocks > 0
 
     run_deterministic(3, main)
@@ -125,18 +144,10 @@ def test_where_all_parity_lies_the_read_fails_and_all_are_named() -> None:
             result, slots = await add(cluster)
             await cluster.kill(0)
             await cluster.kill(slots[1])
-            liars = [slots[4], slots[5]]
-            for liar in liars:
-                cluster.stores[liar].inner = LyingStore(cluster.stores[liar].inner, flipped)
+            liars = make_liars(cluster, [slots[4], slots[5]])
             reader = outsider(cluster, slots)
-            got = bytearray()
-            with pytest.raises(DstoreError):
-                async with cluster[reader].read(result.cid) as chunks:
-                    async for chunk in chunks:
-                        got += chunk
-            assert DATA.startswith(got)
-            named = {fault.peer for fault in cluster[reader].stores.catalog.faults()}
-            assert named == {cluster.peer(liar) for liar in liars}
+            await read_until_it_fails(cluster, reader, result.cid)
+            assert named(cluster, reader) == liars
 
     run_deterministic(3, main)
 
@@ -146,15 +157,8 @@ def test_more_liars_than_parity_is_a_clear_failure() -> None:
         async with open_cluster(9) as cluster:
             result, slots = await add(cluster)
             await cluster.kill(0)
-            for slot in (0, 1, 2):
-                liar = slots[slot]
-                cluster.stores[liar].inner = LyingStore(cluster.stores[liar].inner, flipped)
-            got = bytearray()
-            with pytest.raises(DstoreError):
-                async with cluster[outsider(cluster, slots)].read(result.cid) as chunks:
-                    async for chunk in chunks:
-                        got += chunk
-            assert DATA.startswith(got)
+            make_liars(cluster, [slots[slot] for slot in (0, 1, 2)])
+            await read_until_it_fails(cluster, outsider(cluster, slots), result.cid)
 
     run_deterministic(3, main)
 
