@@ -141,18 +141,12 @@ class LocalHolder:
             batch: list[bytes | None] = []
             batches.append(batch)
             for cid in cids[start : start + SERVE_BATCH_BLOCKS_MAX]:
-                data = self._read(cid, self._stores.blocks.get_for_peer)
+                data = _found(self._stores.blocks.get_for_peer, cid)
                 batch.append(data)
                 count, size = count + 1, size + len(data or b"")
                 if size >= SERVE_BATCH_BYTES or count >= SERVE_BATCH_BLOCKS_MAX:
                     return batches
         return batches
-
-    def _read(self, cid: CID, get: Callable[[CID], bytes] | None = None) -> bytes | None:
-        try:
-            return (get or self._stores.blocks.get)(cid)
-        except (NotFoundError, CorruptStore):  # the store quarantines and counts the latter
-            return None
 
     async def have(self, peer: PeerId, segments: Sequence[CID]) -> wire.Haves:
         """For each segment: the slots held here, and who is known to hold others."""
@@ -255,7 +249,7 @@ class LocalHolder:
         return manifest, segment
 
     async def _document(self, cid: CID, fetch_block: FetchBlock) -> bytes:
-        data = await self._runtime.workers.run(self._read, cid)
+        data = await self._runtime.workers.run(_found, self._stores.blocks.get, cid)
         return data if data is not None else await fetch_block(cid)
 
     def _reserve(
@@ -352,6 +346,7 @@ class LocalHolder:
         self, peer: PeerId, items: Sequence[wire.Challenged]
     ) -> AsyncGenerator[tuple[CID, bytes | None], None]:
         """The fragments asked for, read from the disk now."""
+        get = self._stores.blocks.get
         decoded: dict[CID, Segment] = {}  # at most one: items come segment by segment
 
         def work(item: wire.Challenged) -> tuple[CID, bytes | None]:
@@ -359,7 +354,7 @@ class LocalHolder:
                 return item.segment, None
             segment = decoded.get(item.segment)
             if segment is None:
-                encoded = self._read(item.segment)
+                encoded = _found(get, item.segment)
                 if encoded is None:
                     return item.segment, None
                 decoded.clear()
@@ -367,7 +362,7 @@ class LocalHolder:
             if item.stripe >= len(segment.stripes) or item.slot >= segment.n:
                 return item.segment, None
             cid = segment.fragment(item.stripe, item.slot)
-            return (cid, self._read(cid)) if cid is not None else (item.segment, None)
+            return (cid, _found(get, cid)) if cid is not None else (item.segment, None)
 
         for item in items:
             yield await self._runtime.workers.run(work, item)
@@ -411,3 +406,10 @@ class LocalReception:
 
     async def abandon(self) -> None:
         """What is stored stays reserved until the reservation's idle time ends."""
+
+
+def _found(get: Callable[[CID], bytes], cid: CID) -> bytes | None:
+    try:
+        return get(cid)
+    except (NotFoundError, CorruptStore):  # the store quarantines and counts the latter
+        return None
