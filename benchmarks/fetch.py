@@ -9,7 +9,8 @@ that has been up for some seconds and has never seen it, checked against the fil
 In the other modes the holders of the data slots 0 and 1, the most that the code bears, are
 killed, stopped (SIGSTOP) or replaced by a process that sends damaged blocks.  Then the first
 byte of the whole file and of 1 MiB in its middle, and small files: of a directory, and each a
-root of its own.  Prints medians, and ratios to the healthy run.
+root of its own.  The modes take turns; prints medians, and medians of the ratios to the
+healthy run of the same round.
 """
 
 from __future__ import annotations
@@ -174,6 +175,23 @@ def dstore_add_api(home: Path, data: bytes) -> str:
     return str(json.loads(lines[-1])["result"]["cid"])
 
 
+def _summary(rows: list[dict[str, float]], healthy: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians, and what it came to beside the healthy runs of the same rounds."""
+    summary: dict[str, Any] = {
+        name: round(statistics.median(row[name] for row in rows), 2) for name in rows[0]
+    }
+    for name in ("mb_per_s", "first_byte_ms"):
+        summary[f"{name}_each"] = [round(row[name], 1) for row in rows]
+    pairs = list(zip(rows, healthy, strict=bool(healthy)))
+    if pairs:
+        ratios = [row["mb_per_s"] / well["mb_per_s"] for row, well in pairs]
+        later = [row["first_byte_ms"] - well["first_byte_ms"] for row, well in pairs]
+        summary["rate_of_healthy"] = round(statistics.median(ratios), 2)
+        summary["rate_of_healthy_each"] = [round(ratio, 2) for ratio in ratios]
+        summary["added_delay_ms"] = round(statistics.median(later), 1)
+    return summary
+
+
 def large(work: Path, mib: int, runs: int, ranges: int, modes: list[str]) -> dict[str, Any]:
     """The whole file in every mode, and the range in the middle."""
     path = work / "file"
@@ -186,20 +204,18 @@ def large(work: Path, mib: int, runs: int, ranges: int, modes: list[str]) -> dic
         holders = holder_names(nodes, cid)
         names = [holders[slot] for slot in _SICK_SLOTS]
         dstore("devnet", "kill", nodes[-1]["name"], "--dir", str(work / "net"))
-        for mode in modes:
-            rows = []
-            for run in range(runs):
+        rows: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
+        # In turns: the machine is faster in one minute than in another.
+        for run in range(runs):
+            for mode in modes:
                 current = dstore("devnet", "status", "--dir", str(work / "net"))["nodes"]
                 first = [node for node in current if node["name"] not in names]
                 ordered = [*first[:-1], *(n for n in current if n["name"] in names), current[-1]]
                 with sick(work / "net", current, names, mode):
-                    rows.append(whole(work / f"{mode}-{run}", ordered, cid, size, digest))
-            result[mode] = {
-                name: round(statistics.median(row[name] for row in rows), 2) for name in rows[0]
-            }
-            result[mode]["mb_per_s_each"] = [round(row["mb_per_s"], 1) for row in rows]
-            result[mode]["first_byte_ms_each"] = [round(row["first_byte_ms"], 1) for row in rows]
-            print(f"{mode}: {result[mode]}", file=sys.stderr, flush=True)
+                    rows[mode].append(whole(work / f"{mode}-{run}", ordered, cid, size, digest))
+                print(f"{mode}: {rows[mode][-1]}", file=sys.stderr, flush=True)
+        for mode in modes:
+            result[mode] = _summary(rows[mode], rows.get("healthy", []))
         middle, firsts = size // 2 + MIB // 3, []
         expected = digest_of(path, middle, MIB)
         for run in range(ranges):
@@ -208,12 +224,6 @@ def large(work: Path, mib: int, runs: int, ranges: int, modes: list[str]) -> dic
         if firsts:
             result["range_first_byte_ms"] = round(statistics.median(firsts), 1)
             result["range_first_byte_ms_max"] = round(max(firsts), 1)
-    healthy = result.get("healthy", {})
-    for mode in modes if healthy else []:
-        result[mode]["rate_of_healthy"] = round(result[mode]["mb_per_s"] / healthy["mb_per_s"], 2)
-        result[mode]["added_delay_ms"] = round(
-            result[mode]["first_byte_ms"] - healthy["first_byte_ms"], 1
-        )
     return result
 
 

@@ -7,6 +7,7 @@ SHUTDOWN_SECONDS.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -65,6 +66,8 @@ async def run_daemon(
                 open_node(directory, node_options(config), runtime) as node,
                 _serving(node, home, config, runtime, stop) as (running, servers),
             ):
+                # What is there now stays: the collector need not look at it again each time.
+                gc.freeze()
                 log.info("ready", extra={"peer": running.peer_id, "gateway": running.gateway})
                 ready(running)
                 await stop.wait()

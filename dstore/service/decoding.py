@@ -7,7 +7,9 @@ a wrong one is named and not asked again.  Nothing leaves that was not checked a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from dstore.core import erasure
@@ -15,14 +17,33 @@ from dstore.core.cid import CID
 from dstore.core.manifest import Segment
 from dstore.core.peerid import PeerId
 from dstore.errors import CorruptStore, MalformedBlock, NotFoundError, Unrecoverable
-from dstore.limits import HEDGE_SECONDS_UNKNOWN
-from dstore.runtime import Workers
+from dstore.limits import (
+    DECODE_BATCH_BYTES,
+    HEDGE_SECONDS_UNKNOWN,
+    HELD_LOOKUP_STRIPES,
+    HELD_LOOKUPS_KEPT,
+)
+from dstore.runtime import JointWork, Workers
 from dstore.service.blockcache import BlockCache
 from dstore.service.fetch import BlockFetcher, Unchecked
 from dstore.service.race import gather_enough
 from dstore.storage.blockstore import BlockStore
 
 Holders = dict[int, dict[PeerId, None]]  # by slot
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A stripe to decode: the fragment `slot` and its missing data blocks, from `got`."""
+
+    segment: Segment
+    stripe: int
+    slot: int
+    got: Mapping[int, bytes | Unchecked]
+
+
+# The blocks made; where they came out wrong, None and those of the inputs that are right.
+_Decoded = tuple[dict[int, bytes] | None, dict[int, bytes]]
 
 
 class StripeDecoder:
@@ -35,6 +56,8 @@ class StripeDecoder:
         self._blocks = blocks
         self._cache = cache
         self._workers = workers
+        self._decoding: JointWork[_Task, _Decoded] = JointWork(workers, _decode_some)
+        self._held: OrderedDict[tuple[CID, int], Collection[bytes]] = OrderedDict()
         self._bad_stripes: set[tuple[CID, int]] = set()
 
     async def make(
@@ -51,8 +74,7 @@ class StripeDecoder:
         known: dict[int, bytes] = {}
         while True:
             got = await self._gather(segment, holders, stripe, slot, known)
-            work = partial(_decode, segment, stripe, slot, got)
-            made, right = await self._workers.run(work)
+            made, right = await self._decoding.run(_Task(segment, stripe, slot, got))
             if made is not None:
                 break
             wrong = [(other, one) for other, one in got.items() if other not in right]
@@ -88,9 +110,12 @@ class StripeDecoder:
                 got[other] = data
         missing = [other for other in others if other not in got]
         if len(got) < needed:
+            held = await self._held_near(segment, stripe)
             cids = {other: fragment_cid(segment, stripe, other) for other in missing}
-            got |= await self._workers.run(self._read, cids, needed - len(got))
-            missing = [other for other in missing if other not in got]
+            here = {other: cid for other, cid in cids.items() if cid.multihash in held}
+            if here:
+                got |= await self._workers.run(self._read, here, needed - len(got))
+                missing = [other for other in missing if other not in got]
         # Neighbouring data blocks are wanted next anyway; holders that failed come last.
         missing.sort(key=lambda other: (not self._usable(holders, other), other))
         ways = [partial(self._fetch, segment, holders, stripe, other) for other in missing]
@@ -101,6 +126,25 @@ class StripeDecoder:
                 f"{needed} are needed"
             )
         return got
+
+    async def _held_near(self, segment: Segment, stripe: int) -> Collection[bytes]:
+        """The multihashes of fragments that this node stores itself, of this stripe and its
+        neighbours: one look at the store for many stripes."""
+        group = stripe // HELD_LOOKUP_STRIPES
+        held = self._held.get((segment.cid, group))
+        if held is None:
+            first = group * HELD_LOOKUP_STRIPES
+            cids = [
+                fragment_cid(segment, index, slot)
+                for index in range(first, min(first + HELD_LOOKUP_STRIPES, len(segment.stripes)))
+                for slot in existing_slots(segment, index)
+            ]
+            here = await self._workers.run(self._blocks.has_many, cids)
+            held = {cid.multihash for cid, is_here in zip(cids, here, strict=True) if is_here}
+            self._held[segment.cid, group] = held
+            if len(self._held) > HELD_LOOKUPS_KEPT:
+                self._held.popitem(last=False)
+        return held
 
     def _read(self, cids: Mapping[int, CID], enough: int) -> dict[int, bytes]:
         """In a worker: those that this node stores itself, `enough` at most."""
@@ -152,13 +196,23 @@ def existing_slots(segment: Segment, stripe: int) -> list[int]:
     return [*range(len(segment.stripes[stripe].data)), *range(segment.k, segment.n)]
 
 
-def _decode(
-    segment: Segment, stripe: int, slot: int, got: Mapping[int, bytes | Unchecked]
-) -> tuple[dict[int, bytes] | None, dict[int, bytes]]:
-    """In a worker: the blocks computed from `got`, verified.  None where they are not what the
-    segment says; then also those of `got` that are."""
+def _decode_some(tasks: Sequence[_Task]) -> list[_Decoded]:
+    """In a worker: the first of the stripes, at least one."""
+    done: list[_Decoded] = []
+    size = 0
+    for task in tasks:
+        done.append(_decode(task))
+        size += task.segment.stripes[task.stripe].length * len(task.got)
+        if size >= DECODE_BATCH_BYTES:
+            break
+    return done
+
+
+def _decode(task: _Task) -> _Decoded:
+    """The blocks computed, verified against what the segment says."""
+    segment, stripe, got = task.segment, task.stripe, task.got
     one = segment.stripes[stripe]
-    wanted = sorted({slot, *range(len(one.data))} - got.keys())
+    wanted = sorted({task.slot, *range(len(one.data))} - got.keys())
     inputs = {
         other: given.data if isinstance(given, Unchecked) else given for other, given in got.items()
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar, TypeVarTuple
 
 import pytest
 import trio
@@ -15,12 +16,16 @@ from dstore.core.cid import CID, RAW
 from dstore.core.manifest import Segment, Stripe
 from dstore.core.peerid import PeerId
 from dstore.errors import MalformedBlock, Unrecoverable
+from dstore.limits import HELD_LOOKUP_STRIPES
 from dstore.runtime import InlineWorkers
 from dstore.service.blockcache import BlockCache
 from dstore.service.decoding import Holders, StripeDecoder
 from dstore.service.fetch import BlockFetcher, open_fetcher
 from dstore.storage.memory import MemoryStore
 from dstore.testing.deterministic import peer_number
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 K, M = 3, 2
 LENGTH = 1000
@@ -65,6 +70,27 @@ class Client:
         yield answers()
 
 
+class CountingWorkers(InlineWorkers):
+    """Workers that count what they are given, by the name of the function."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+
+    async def run(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
+        self.calls[getattr(work, "__name__", "")] += 1
+        return await super().run(work, *args)
+
+
+class CountingStore(MemoryStore):
+    """A store that counts how often somebody looks for blocks."""
+
+    looks = 0
+
+    def has_many(self, cids: Sequence[CID]) -> list[bool]:
+        self.looks += 1
+        return super().has_many(cids)
+
+
 class World:
     """A decoder, what it asks, and whom it names."""
 
@@ -72,7 +98,7 @@ class World:
         self.client = client
         self.named = named
         self.fetcher = fetcher
-        self.store = MemoryStore()
+        self.store = CountingStore()
         self.cache = BlockCache(1 << 20)
         self.decoder = StripeDecoder(fetcher, self.store, self.cache, InlineWorkers())
 
@@ -152,6 +178,39 @@ async def test_fragments_that_are_here_are_not_asked_for() -> None:
         one.store.put_many([(CID.of(RAW, FRAGMENTS[4]), FRAGMENTS[4])])
         assert (await one.decoder.make(SEGMENT, HOLDERS, 0, 0))[0] == DATA[0]
         assert sum(one.client.asked.values()) <= 1
+
+
+async def test_the_store_is_looked_into_once_for_many_stripes() -> None:
+    count = 2 * HELD_LOOKUP_STRIPES + 1
+    long = Segment(K, M, SEGMENT.stripes * count)
+    async with world() as one:
+        one.lose(0, 1)
+        for stripe in range(count):
+            assert (await one.decoder.make(long, HOLDERS, stripe, 0))[0] == DATA[0]
+            assert one.store.looks == 1 + stripe // HELD_LOOKUP_STRIPES
+
+
+async def test_stripes_that_wait_for_a_worker_are_decoded_in_one_hand_over() -> None:
+    count = 40
+    rows = [[DRAW.randbytes(LENGTH) for _ in range(K)] for _ in range(count)]
+    made = [[*row, *erasure.encode(K, M, row, LENGTH)] for row in rows]
+    long = Segment(K, M, tuple(segment_of(fragments).stripes[0] for fragments in made))
+    workers = CountingWorkers()
+    async with world() as one:
+        decoder = StripeDecoder(one.fetcher, one.store, one.cache, workers)
+        one.store.put_many(
+            [(CID.of(RAW, data), data) for fragments in made for data in fragments[2:]]
+        )
+        got: dict[int, dict[int, bytes]] = {}
+
+        async def decode(stripe: int) -> None:
+            got[stripe] = await decoder.make(long, HOLDERS, stripe, 0)
+
+        async with trio.open_nursery() as nursery:
+            for stripe in range(count):
+                nursery.start_soon(decode, stripe)
+    assert got == {index: {0: row[0], 1: row[1]} for index, row in enumerate(rows)}
+    assert workers.calls["_decode_some"] < count / 2
 
 
 async def test_parity_can_be_made_from_data() -> None:
