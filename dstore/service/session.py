@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 
 import trio
@@ -57,7 +58,7 @@ from dstore.service.decoding import (
     fragment_size,
 )
 from dstore.service.fetch import BlockFetcher, Race
-from dstore.service.flights import Flights
+from dstore.service.flights import Flight, Flights
 from dstore.service.race import first_success, gather_enough
 from dstore.service.sources import Discovery, RootSources
 from dstore.service.stores import Stores
@@ -247,13 +248,14 @@ class RootSession:
         self, segment: Segment, holders: Holders, stripe: int, slot: int, cid: CID
     ) -> bytes:
         """From a holder of the slot, else decoded, else from holders that failed lately."""
-        own = list(holders.get(slot, {}))
+        fetcher = self._fetcher
+        own = [peer for peer in holders.get(slot, {}) if not fetcher.has_lied(peer)]
         known = {peer for peers in holders.values() for peer in peers}
         # Peers that have the root and no slot of this segment: the adder, who has it all.
         others = [peer for peer in self.sources.peers if peer not in known]
-        ready = [peer for peer in own if not self._fetcher.is_cooling(peer)]
-        extra = [peer for peer in others if not self._fetcher.is_cooling(peer)]
-        late = [peer for peer in (*own, *others) if self._fetcher.is_cooling(peer)]
+        ready = [peer for peer in own if not fetcher.is_cooling(peer)]
+        extra = [peer for peer in others if not fetcher.is_cooling(peer)]
+        late = [peer for peer in (*own, *others) if fetcher.is_cooling(peer)]
         best = self._near_first
         far = [*ready, *extra]
         if any(map(self._is_near, far)) or not self._decodes_nearby(segment, holders, stripe, slot):
@@ -261,20 +263,26 @@ class RootSession:
         else:
             # Whether a connection can be had, and how soon, is not waited for.
             ready, extra = [], []
-        with self._fetcher.race(cid, fragment_size(segment, stripe, slot)) as race:
+        with fetcher.race(cid, fragment_size(segment, stripe, slot)) as race:
             data = await race.first([*best(ready), *best(extra)[:SOURCES_TRIED_MAX]])
             if data is not None:
                 return data
             ways: list[Way] = [race.rest] if race.running else []
             if far:
                 ways.append(partial(self._one_of, race, far))
-            ways.append(partial(self._decode, segment, holders, stripe, slot))
-            if late:
-                ways.append(partial(self._one_of, race, late))
             # Those that are late go on beside the decoding, which begins at once.
-            return await first_success(
-                ways, stagger_seconds=HEDGE_SECONDS, at_once=len(ways) - bool(late)
-            )
+            with self._decoding(segment, holders, stripe, slot) as decoding:
+                decoded = partial(self._decoded, decoding, segment, holders, stripe, slot)
+                together = len(ways) + 1
+                if late and not ways:
+                    # As a rule it is done before anybody else is asked.
+                    with trio.move_on_after(HEDGE_SECONDS), suppress(DstoreError):
+                        return await decoded()
+                    together += 1
+                ways.append(decoded)
+                if late:
+                    ways.append(partial(self._one_of, race, late))
+                return await first_success(ways, stagger_seconds=HEDGE_SECONDS, at_once=together)
 
     def _near_first(self, peers: Iterable[PeerId]) -> list[PeerId]:
         """The best first of those that are connected, then of those to be dialled."""
@@ -304,11 +312,23 @@ class RootSession:
         data = await race.first(self._fetcher.best_first(peers))
         return await race.rest() if data is None else data
 
-    async def _decode(self, segment: Segment, holders: Holders, stripe: int, slot: int) -> bytes:
-        """Computed from other fragments of the stripe; those who want several of its blocks
+    def _decoding(
+        self, segment: Segment, holders: Holders, stripe: int, slot: int
+    ) -> AbstractContextManager[Flight[dict[int, bytes]]]:
+        """The fragment computed from others of the stripe; those who want several of its blocks
         share the work."""
         work = partial(self._decoder.make, segment, holders, stripe, slot)
-        made = await self._stripes.share((segment.cid, stripe, slot >= segment.k), work)
+        return self._stripes.join((segment.cid, stripe, slot >= segment.k), work)
+
+    async def _decoded(
+        self,
+        decoding: Flight[dict[int, bytes]],
+        segment: Segment,
+        holders: Holders,
+        stripe: int,
+        slot: int,
+    ) -> bytes:
+        made = await decoding.result()
         cid = fragment_cid(segment, stripe, slot)
         data = made.get(slot) or self._cache.get(cid)
         if data is None:  # it was one of the fragments that the others were made of

@@ -104,6 +104,31 @@ async def test_the_last_to_give_up_ends_the_work_and_the_next_begins_anew() -> N
     assert work.begun == 2
 
 
+async def test_who_joins_may_stop_waiting_and_wait_again() -> None:
+    work = Work()
+    async with trio.open_nursery() as nursery:
+        flights: Flights[str] = Flights(nursery)
+        with flights.join("key", work) as flight:
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await flight.result()
+            await wait_all_tasks_blocked()
+            assert (work.begun, work.cancelled) == (1, 0)
+            work.go.set()
+            assert await flight.result() == "done"
+    assert work.begun == 1
+
+
+async def test_work_that_was_joined_ends_with_the_block() -> None:
+    work = Work()
+    async with trio.open_nursery() as nursery:
+        flights: Flights[str] = Flights(nursery)
+        with flights.join("key", work):
+            await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
+        assert (work.begun, work.cancelled) == (1, 1)
+
+
 async def test_an_asker_that_comes_while_the_last_one_leaves_gets_its_own() -> None:
     """The work is cancelled but has not ended when somebody asks again."""
     ending = trio.Event()
