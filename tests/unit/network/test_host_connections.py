@@ -248,6 +248,30 @@ async def test_simultaneous_dials_leave_working_streams_and_then_one_connection(
             await until(lambda: not b.connected())
 
 
+async def test_of_two_dials_at_once_the_one_that_would_give_way_is_not_made_at_all() -> None:
+    """The dial of the smaller id stays: the other's is given up when that has come."""
+    small, large = sorted(SEEDS[:2], key=peer_id_of)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        waiting = f"/ip4/127.0.0.1/tcp/{listener.getsockname()[1]}"
+        async with (
+            open_host(HostOptions(handshake_seconds=1000), large, Runtime()) as a,
+            open_host(HostOptions(), small, Runtime()) as b,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(a.connect, PeerAddresses(b.peer_id, (waiting,)))
+            accepted, _ = await trio.to_thread.run_sync(listener.accept)
+            with trio.socket.from_stdlib_socket(accepted) as half_way, trio.fail_after(20):
+                assert await half_way.recv(1)  # the handshake has begun
+                await b.connect(where(a))
+                while await half_way.recv(4096):
+                    pass  # until it is given up
+            await until(lambda: not a._swarm._dials)
+            assert a.connected() == [b.peer_id]
+            assert a.counters["connections_opened"] == 1
+
+
 @asynccontextmanager
 async def stranger_at(node: Libp2pHost, seed: bytes) -> AsyncIterator[None]:
     """Somebody who connects with `seed` beside our own host of that name."""
