@@ -13,6 +13,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -474,6 +475,7 @@ def _toml(value: object) -> str:
     return str(value) if isinstance(value, int) else msgspec.json.encode(value).decode()
 
 
+@cache  # the source is read and parsed for it: 50 ms
 def _field_documents(section: type) -> dict[str, str]:
     """The string below each field of the section, as written in this file."""
     import ast

@@ -237,9 +237,9 @@ class Node:
         with self._gate.enter():
             return await self._pins.remove(root)
 
-    async def peers(self) -> list[PeerStatus]:
-        """Peers connected or known, the connected ones first."""
-        return await self._peers.all()
+    async def peers(self, *, ask: bool = True) -> list[PeerStatus]:
+        """Peers connected or known, the connected ones first; `ask` as `PeerList.all`."""
+        return await self._peers.all(ask=ask)
 
     async def connect(self, target: PeerAddresses) -> None:
         """Have a connection to a peer; the DHT is joined through it in the background.
