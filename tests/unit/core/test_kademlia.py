@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dstore.core.cid import CID
 from dstore.core.kad_memory import Delays, Suspects
-from dstore.core.kad_table import RoutingTable
+from dstore.core.kad_table import LookAround, RoutingTable
 from dstore.core.kademlia import (
     Lookup,
     ProviderStore,
@@ -26,6 +26,7 @@ from dstore.limits import (
     KAD_DELAYS_KEPT,
     KAD_KEY_BYTES_MAX,
     KAD_QUERIES_MAX,
+    KAD_REFRESH_ANSWERS,
     KAD_SLOW_SECONDS_MAX,
     KAD_SLOW_SECONDS_MIN,
     KAD_SUSPECT_SECONDS,
@@ -168,6 +169,26 @@ def test_silent_peers_and_room_are_found_for_refresh() -> None:
     sparse = table.sparse_prefixes()
     assert all((prefixes.count(i) < 2) == (i in sparse) for i in range(max(prefixes) + 1))
     assert RoutingTable(OWN).sparse_prefixes() == []
+
+
+def test_looking_around_is_over_when_several_in_a_row_name_nobody_for_the_table() -> None:
+    table = RoutingTable(OWN, bucket_size=2)
+    for each in PEERS[:30]:
+        table.heard(each, 0)
+    inside = list(table)
+    full = [each for each in PEERS[:30] if each not in inside]
+    assert full
+    assert not any(map(table.has_room_for, [*inside, *full, OWN]))
+    newcomer = next(each for each in PEERS[30:] if table.has_room_for(each))
+    assert not any(each == newcomer for each in inside)
+
+    around = LookAround(table)
+    assert not around.over(inside)
+    assert not around.over([*full, newcomer])  # begins anew
+    table.heard(newcomer, 0)
+    answers = [around.over([newcomer, OWN]) for _ in range(KAD_REFRESH_ANSWERS)]
+    assert answers == [False] * (KAD_REFRESH_ANSWERS - 1) + [True]
+    assert LookAround(RoutingTable(OWN)).over([PEERS[0]]) is False
 
 
 # --- Lookup ----------------------------------------------------------------------------
