@@ -289,8 +289,8 @@ def _config_text(domain: str, address: str, gateway_port: int, bootstrap: list[s
         GatewaySection,
         NetworkSection,
         StorageSection,
-        commented,
     )
+    from dstore.interfaces.nodetoml import commented
 
     return commented(
         Config(

@@ -15,19 +15,11 @@ import trio
 
 from dstore.core.cid import CID
 from dstore.core.envelope import SigningKey
+from dstore.core.guarantee import Guarantee, describe, worst
 from dstore.core.manifest import Code, Manifest, Segment
 from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import PinRecord, open_pin_record
-from dstore.core.placement import (
-    Candidate,
-    Guarantee,
-    choose_code,
-    describe,
-    domain_components,
-    group_key,
-    lacking,
-    worst,
-)
+from dstore.core.placement import Candidate, choose_code, domain_components, group_key, lacking
 from dstore.errors import CallerError, InsufficientPeers, ProtocolViolation
 from dstore.limits import ANNOUNCE_POLL_SECONDS, ANNOUNCE_SECONDS, RECORD_MANIFESTS_MAX
 from dstore.network.routing import Routing

@@ -13,20 +13,11 @@ import trio
 
 from dstore.core import wire
 from dstore.core.cid import CID
+from dstore.core.guarantee import Guarantee, guarantee, shapes_of
 from dstore.core.manifest import Segment
 from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import Lease, open_lease
-from dstore.core.placement import (
-    Assignment,
-    Candidate,
-    Guarantee,
-    assign,
-    domain_components,
-    enough,
-    guarantee,
-    needs_of,
-    shapes_of,
-)
+from dstore.core.placement import Assignment, Candidate, assign, domain_components, enough, needs_of
 from dstore.errors import (
     CorruptStore,
     DeadlineExceeded,
