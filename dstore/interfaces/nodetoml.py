@@ -24,7 +24,7 @@ def commented(config: Config | None = None) -> str:
     for field in msgspec.structs.fields(Config):
         section = getattr(config, field.name)
         lines += [*_comment(type(section).__doc__ or ""), f"[{field.name}]"]
-        documents = _field_documents(type(section))
+        documents = _documents()[field.name]
         for key in msgspec.structs.fields(section):
             value = getattr(section, key.name)
             lines += _comment(documents[key.name])
@@ -59,6 +59,13 @@ def _toml(value: object) -> str:
 
 
 @cache  # the source is read and parsed for it: 50 ms
+def _documents() -> dict[str, dict[str, str]]:
+    """What the fields say of themselves, by section."""
+    default = Config()
+    names = [field.name for field in msgspec.structs.fields(Config)]
+    return {name: _field_documents(type(getattr(default, name))) for name in names}
+
+
 def _field_documents(section: type) -> dict[str, str]:
     """The string below each field of the section, as written in the source."""
     body = ast.parse(inspect.getsource(section)).body[0]
