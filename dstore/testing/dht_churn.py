@@ -96,11 +96,13 @@ class Churn:
         if not node.alive:
             return
         sim, started = self._sim, self._sim.now
+        stale = bool(node.table.unheard_since(started - KAD_REFRESH_SECONDS, 1))
         self.report.upkeep_messages += sim.search(node, node.peer.binary).messages
         fruitless = 0
         for prefix in node.table.sparse_prefixes()[:KAD_REFRESH_LOOKUPS_MAX]:
             before = len(node.table)
-            around = sim.look_around(node, self._key_beside(node, prefix))
+            key = self._key_beside(node, prefix)
+            around = sim.search(node, key) if stale else sim.look_around(node, key)
             self.report.upkeep_messages += around.messages
             fruitless = 0 if len(node.table) > before else fruitless + 1
             if fruitless == KAD_REFRESH_FRUITLESS_MAX:

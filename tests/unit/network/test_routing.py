@@ -20,6 +20,7 @@ from dstore.limits import (
     KAD_POOLED_IDLE_SECONDS,
     KAD_POOLED_PER_PEER_MAX,
 )
+from dstore.network import routing as routing_module
 from dstore.network.kad_requests import RequestStreams
 from dstore.network.routing import ProviderEntry, RoutingOptions
 from dstore.network.streams import PeerAddresses
@@ -43,7 +44,8 @@ def recall(found: Iterable[PeerAddresses], key: bytes, alive: Iterable[PeerId]) 
 async def test_a_refresh_among_peers_that_are_all_known_asks_few_of_them(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The neighbours, and a few in each part of the key space: nobody names anybody new."""
+    """The neighbours, and a few in each part of the key space: nobody names anybody new.  Where
+    somebody was not heard from for long, more are asked, to find out who is silent."""
     async with routing_cluster(40) as cluster:
         for routing in cluster.routings:
             await routing.refresh()
@@ -63,8 +65,13 @@ async def test_a_refresh_among_peers_that_are_all_known_asks_few_of_them(
         monkeypatch.setattr(RequestStreams, "exchange_all", counted)
         await routing.refresh()
         assert KAD_BUCKET <= len(asked) < 1.2 * len(others)
+        few = len(asked)
         found = await routing.closest_peers(key_of(1))
         assert recall(found, key_of(1), others) == 1
+        monkeypatch.setattr(routing_module, "KAD_REFRESH_SECONDS", -1)  # all that was is long ago
+        asked.clear()
+        await routing.refresh()
+        assert len(asked) >= few + KAD_BUCKET
 
 
 @pytest.mark.slow
