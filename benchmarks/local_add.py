@@ -27,8 +27,8 @@ from typing import Any
 import trio
 
 from dstore.runtime import Runtime
+from dstore.service.homestores import init_home, open_stores
 from dstore.service.localadd import add_locally
-from dstore.service.node import NodeOptions, init_home, open_stores
 from dstore.service.progress import AddOptions
 from dstore.storage.layout import Home
 
@@ -68,7 +68,7 @@ async def add(path: Path, directory: Path) -> tuple[float, float]:
     """Seconds and CPU seconds of an add to a fresh node's stores."""
     runtime, home = Runtime(), Home(directory)
     await runtime.workers.run(partial(init_home, home, runtime))
-    async with open_stores(home, NodeOptions(reserve_bytes=0), runtime) as stores:
+    async with open_stores(home, runtime, capacity_bytes=None, reserve_bytes=0) as stores:
         start, cpu = time.perf_counter(), time.process_time()
         await add_locally(
             stores,

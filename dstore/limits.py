@@ -165,6 +165,7 @@ SLOT_SILENCE_SECONDS: Final = 4.5  # a holder that says nothing while a slot com
 SLOT_STALL_SECONDS: Final = 3
 SLOT_STALL_AGAIN_SECONDS: Final = 0.5  # and of one that took the slot in the place of such a one
 SLOT_ACCEPT_SECONDS: Final = 1  # the same, until it accepts the slot at all
+SLOT_LAST_SECONDS: Final = 4  # without news of a slot from anybody, where nobody else has room
 SLOT_WATCH_SECONDS: Final = 0.25
 WORKING_TOTAL_SECONDS: Final = 60  # signs of life alone are believed this long
 FRAGMENT_STREAMS_IDLE_PER_PEER_MAX: Final = 4
@@ -213,6 +214,7 @@ KAD_POLL_SECONDS: Final = 5  # between looks at who is connected
 KAD_REFRESH_SECONDS: Final = 600
 KAD_REFRESH_LOOKUPS_MAX: Final = 12  # random ones; each draws 2 ** prefix keys to find its own
 KAD_REFRESH_FRUITLESS_MAX: Final = 2  # then everybody is known already
+KAD_REFRESH_ANSWERS: Final = 3  # in a row that name nobody for the table end a random one
 KAD_RECONSIDER_SECONDS: Final = 30  # until a connected client is asked again whether it serves
 KAD_EXTRA_PEERS_MAX: Final = 1024  # known from elsewhere, not yet heard
 KAD_ADDRESS_BYTES_MAX: Final = 256
@@ -397,6 +399,7 @@ assert FIND_RECORDS_MAX * RECORD_BYTES_MAX < CONTROL_BYTES_MAX
 assert PEER_BUDGET_BYTES >= 8 * BLOCK_BYTES_MAX
 assert FRAGMENT_STREAMS_PER_PEER_MAX < PEER_STREAMS_SERVED_MAX
 assert 2 * WORKING_SECONDS < SLOT_STALL_SECONDS < SLOT_SILENCE_SECONDS < REQUEST_SECONDS
+assert SLOT_STALL_SECONDS < SLOT_LAST_SECONDS < 5 - 2 * SLOT_WATCH_SECONDS
 assert SLOT_STALL_SECONDS + SLOT_STALL_AGAIN_SECONDS + 2 * SLOT_WATCH_SECONDS < 5  # for two of them
 assert MESSAGE_SECONDS < KEEPER_SECONDS  # an upload shows itself between two steps
 assert AT_RISK_SECONDS < HEALTH_CHECK_SECONDS < AWAY_SECONDS

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from dstore.core.guarantee import StripeShape
 from dstore.core.manifest import Code
-from dstore.core.placement import StripeShape
 from dstore.limits import AT_RISK_SECONDS, AWAY_SECONDS, HEALTH_CHECK_SECONDS
 
 SlotState = Literal["live", "away", "gone"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from dstore.core.diversity import NOWHERE, Spread, Subnets
@@ -18,6 +18,7 @@ from dstore.limits import (
     KAD_BUCKET_NARROW_MAX,
     KAD_BUCKET_WIDE_MAX,
     KAD_FAILURES_MAX,
+    KAD_REFRESH_ANSWERS,
     KAD_TABLE_NARROW_MAX,
     KAD_TABLE_WIDE_MAX,
 )
@@ -99,6 +100,13 @@ class RoutingTable:
             bucket.waiting.popitem(last=False)
         return False
 
+    def has_room_for(self, peer: PeerId) -> bool:
+        """Whether `peer`, which is not in the table, would find room in it, its subnet aside."""
+        bucket = self._buckets.get(self._index(peer))
+        if peer == self._own or bucket is None:
+            return peer != self._own
+        return peer not in bucket.entries and len(bucket.entries) < self._bucket_size
+
     def _has_place(self, bucket: _Bucket, entry: _Entry) -> bool:
         return (
             len(bucket.entries) < self._bucket_size
@@ -171,3 +179,19 @@ class RoutingTable:
             for index in range(longest + 1)
             if index not in self._buckets or len(self._buckets[index].entries) < self._bucket_size
         ]
+
+
+class LookAround:
+    """A random look-up that is only to find peers for a table: whether its answers go on
+    telling of such."""
+
+    def __init__(self, table: RoutingTable) -> None:
+        self._table = table
+        self._fruitless = 0
+
+    def over(self, named: Iterable[PeerId]) -> bool:
+        """Whether it is over with an answer that names these: several in a row named nobody
+        for whom the table has room, and the others, who know the same peers, would not."""
+        new = any(map(self._table.has_room_for, named))
+        self._fruitless = 0 if new else self._fruitless + 1
+        return self._fruitless >= KAD_REFRESH_ANSWERS

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -187,33 +188,34 @@ class Devnet:
 
     def _await_connected(self) -> None:
         """Every running node sees every other; who has not found the others by himself is
-        introduced to them."""
+        introduced to them.  One node after the other is asked, and not again once it sees all:
+        the nodes are to find each other, not to answer questions about it."""
         running = {node.peer_id: node for node in self.nodes if node.state == "running"}
         settled = time.monotonic() + _SETTLE_SECONDS
-        missing: dict[str, set[str]] = {}
+        deadline = time.monotonic() + DEVNET_UP_SECONDS
 
-        def connected() -> bool:
-            introduce = time.monotonic() > settled
-            missing.clear()
-            for peer, node in running.items():
-                if node.state == "dead":
-                    raise _ended(node)
-                client = Client.of_home(Path(node.home))
-                peers = client.get("/v1/peers")["peers"]
-                unseen = set(running) - {peer}
-                unseen -= {one["peer_id"] for one in peers if one["connected"]}
-                if unseen:
-                    missing[node.name] = {running[one].name for one in unseen}
-                for one in unseen if introduce else ():
-                    address = f"{running[one].address}/p2p/{one}"
-                    client.post("/v1/peers/connect", {"address": address})
-            return not missing
+        unseen: set[str] = set()
 
-        if not _wait(connected, DEVNET_UP_SECONDS):
-            lost = "; ".join(
-                f"{name} misses {', '.join(sorted(who))}" for name, who in missing.items()
-            )
-            raise NodeError(f"not all nodes are connected after {DEVNET_UP_SECONDS} s: {lost}")
+        def sees_all(node: DevnetNode) -> bool:
+            if node.state == "dead":
+                raise _ended(node)
+            client = Client.of_home(Path(node.home))
+            peers = client.get("/v1/peers", {"known": "true"})["peers"]
+            seen = {one["peer_id"] for one in peers if one["connected"]}
+            unseen.clear()
+            unseen.update(running.keys() - seen - {node.peer_id})
+            for one in unseen if time.monotonic() > settled else ():
+                address = f"{running[one].address}/p2p/{one}"
+                client.post("/v1/peers/connect", {"address": address})
+            return not unseen
+
+        for node in running.values():
+            if not _wait(partial(sees_all, node), deadline - time.monotonic()):
+                lost = ", ".join(sorted(running[one].name for one in unseen))
+                raise NodeError(
+                    f"not all nodes are connected after {DEVNET_UP_SECONDS} s: "
+                    f"{node.name} misses {lost}"
+                )
 
     # --- Signals and down ----------------------------------------------------------------
 
@@ -287,8 +289,8 @@ def _config_text(domain: str, address: str, gateway_port: int, bootstrap: list[s
         GatewaySection,
         NetworkSection,
         StorageSection,
-        commented,
     )
+    from dstore.interfaces.nodetoml import commented
 
     return commented(
         Config(

@@ -13,7 +13,7 @@ def create_home(directory: Path, config_text: str) -> bool:
     """Make the home with keys and its node.toml; False where it is there already, and then
     only what is missing is added.  Raises NodeError, StorageFull, StoreTooNew."""
     from dstore.runtime import Runtime
-    from dstore.service.node import init_home
+    from dstore.service.homestores import init_home
 
     home = Home(directory)
     made = init_home(home, Runtime())

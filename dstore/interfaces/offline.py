@@ -19,9 +19,9 @@ from dstore.interfaces.forms import Form, add_form
 from dstore.interfaces.settings import node_options
 from dstore.limits import MIB
 from dstore.runtime import Runtime
+from dstore.service.homestores import open_stores
 from dstore.service.importing import Imported, Importer
 from dstore.service.localadd import add_locally
-from dstore.service.node import open_stores
 from dstore.service.progress import AddResult, Progress
 from dstore.storage.layout import Home
 
@@ -72,7 +72,13 @@ def add_to_home(
         home = Home(directory)
         home.check()
         with home.lock():
-            async with open_stores(home, node_options(config), runtime) as stores:
+            options = node_options(config)
+            async with open_stores(
+                home,
+                runtime,
+                capacity_bytes=options.capacity_bytes,
+                reserve_bytes=options.reserve_bytes,
+            ) as stores:
                 return [await add(path, runtime, stores) for path in paths]
 
     return trio.run(work)

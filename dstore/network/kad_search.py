@@ -15,7 +15,7 @@ from dstore.core.kad_messages import KadMessage, MessageType
 from dstore.core.kademlia import Lookup, kad_id
 from dstore.core.peerid import PeerId
 from dstore.errors import NetworkError, PeerError
-from dstore.limits import KAD_ADDRESSES_PER_PEER_MAX
+from dstore.limits import KAD_ADDRESSES_PER_PEER_MAX, KAD_CONCURRENCY
 from dstore.network.kad_peers import KnownPeers
 from dstore.network.kad_requests import RequestStreams
 from dstore.network.streams import PeerAddresses
@@ -31,6 +31,8 @@ class Search:
         request: KadMessage,
         count: int,
         on_answer: Callable[[KadMessage], bool] = lambda _: False,
+        *,
+        concurrency: int = KAD_CONCURRENCY,
     ) -> None:
         """`on_answer` sees every answer; the search stops where it returns True."""
         self._peers = peers
@@ -44,6 +46,7 @@ class Search:
             kad_id(request.key),
             peers.own,
             count=count,
+            concurrency=concurrency,
             widen=request.type is MessageType.FIND_NODE,
             delays=peers.delays,
             suspect=peers.is_suspect,

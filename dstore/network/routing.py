@@ -17,6 +17,7 @@ import trio
 
 from dstore.core.kad_messages import KadMessage, MessageType
 from dstore.core.kad_provision import Provided
+from dstore.core.kad_table import LookAround
 from dstore.core.kademlia import (
     ProviderStore,
     common_prefix,
@@ -36,6 +37,7 @@ from dstore.limits import (
     KAD_POLL_SECONDS,
     KAD_PROVIDERS_PER_KEY_MAX,
     KAD_RECONSIDER_SECONDS,
+    KAD_REFRESH_ANSWERS,
     KAD_REFRESH_FRUITLESS_MAX,
     KAD_REFRESH_LOOKUPS_MAX,
     KAD_REFRESH_SECONDS,
@@ -137,9 +139,13 @@ class Routing:
         deadline: float,
         count: int = KAD_BUCKET,
         on_answer: Callable[[KadMessage], bool] = lambda _: False,
+        *,
+        concurrency: int = KAD_CONCURRENCY,
     ) -> Search:
         """The search for the peers closest to the request's key, done."""
-        search = Search(self._peers, self._requests, request, count, on_answer)
+        search = Search(
+            self._peers, self._requests, request, count, on_answer, concurrency=concurrency
+        )
         if self._closed:
             return search
         self._consider_connected()
@@ -302,22 +308,35 @@ class Routing:
             return
 
     async def refresh(self) -> None:
-        """Look up this node's own id, and a random one in each part of the key space where
-        the table has room, the widest first, until that finds nobody new; ask those not
-        heard from for long."""
+        """Look up this node's own id, and a random one in each part of the key space where the
+        table has room, the widest first, until that finds nobody new; ask those not heard
+        from for long.  Where there are such, the random look-ups go to their end, and find out
+        who is silent; else only as long as they tell of peers for the table."""
+        horizon = trio.current_time() - KAD_REFRESH_SECONDS
+        stale = bool(self._table.unheard_since(horizon, 1))
         await self.closest_peers(self._own.binary)
         fruitless = 0
         for prefix in self._table.sparse_prefixes()[:KAD_REFRESH_LOOKUPS_MAX]:
             before = len(self._table)
-            await self.closest_peers(self._random_key(prefix))
+            key = self._random_key(prefix)
+            await (self.closest_peers(key) if stale else self._look_around(key))
             fruitless = 0 if len(self._table) > before else fruitless + 1
             if fruitless == KAD_REFRESH_FRUITLESS_MAX:
                 break
         self._size_at_refresh = len(self._table)
-        horizon = trio.current_time() - KAD_REFRESH_SECONDS
         async with trio.open_nursery() as nursery:
             for peer in self._table.unheard_since(horizon, KAD_CONCURRENCY):
                 nursery.start_soon(self._probe, peer)
+
+    async def _look_around(self, key: bytes) -> None:
+        """Look up `key`, as long as that tells of peers for the table."""
+        around = LookAround(self._table)
+        await self._search(
+            KadMessage(MessageType.FIND_NODE, key),
+            trio.current_time() + KAD_LOOKUP_SECONDS,
+            on_answer=lambda answer: around.over(each.peer for each in answer.closer),
+            concurrency=KAD_REFRESH_ANSWERS,
+        )
 
     def _random_key(self, prefix: int) -> bytes:
         """A key, in the form of a peer id, that shares `prefix` bits with this node's id."""

@@ -69,6 +69,7 @@ class _Dial:
     """A dial under way, for all who wait for it."""
 
     addresses: list[str]
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     done: trio.Event = field(default_factory=trio.Event)
     errors: list[DstoreError] = field(default_factory=list)
     connection: Connection | None = None
@@ -259,6 +260,9 @@ class Swarm:
         if dial is not None:
             dial.connection = self._live[peer]
             dial.done.set()
+            if not connection.outbound and peer < self.own:
+                # Both dialled, and both ends would keep the peer's: ours is not made at all.
+                dial.scope.cancel()
         log.debug(
             "connected",
             extra={"peer": str(peer), "remote": str(connection.remote), "second": old is not None},
@@ -354,7 +358,8 @@ class Swarm:
     async def _dial(self, peer: PeerId, dial: _Dial) -> None:
         self.counters["dials"] += 1
         try:
-            await self._contain(f"dial of {peer}", lambda: self._dial_all(peer, dial))
+            with dial.scope:
+                await self._contain(f"dial of {peer}", lambda: self._dial_all(peer, dial))
         finally:
             del self._dials[peer]
             dial.done.set()
@@ -367,6 +372,8 @@ class Swarm:
             dial.errors.append(DeadlineExceeded(f"{DIALS_MAX} dials are under way already"))
             return
         try:
+            if self.connection(peer) is not None:
+                return  # it dialled this node while this one waited for its turn
             async with trio.open_nursery() as attempts:
                 for address in dial.addresses:
                     failed = trio.Event()

@@ -11,9 +11,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,8 +25,6 @@ from dstore.core.cid import CID
 from dstore.core.envelope import SigningKey
 from dstore.core.erasure import engine_name
 from dstore.core.peerid import PeerId
-from dstore.core.pinrecord import open_lease
-from dstore.errors import ProtocolViolation
 from dstore.limits import (
     BLOCK_BYTES_MAX,
     GIB,
@@ -50,6 +47,7 @@ from dstore.service.faults import Faults
 from dstore.service.fetch import open_fetcher
 from dstore.service.gate import Gate
 from dstore.service.holder import HolderOptions, LocalHolder
+from dstore.service.homestores import init_home, open_stores
 from dstore.service.keeper import Keeper
 from dstore.service.peerlabels import Claims, label_workers
 from dstore.service.peers import PeerList
@@ -69,7 +67,6 @@ from dstore.service.progress import (
 from dstore.service.providers import open_provider_keeper
 from dstore.service.publish import Publisher, PublishOptions
 from dstore.service.reprovide import Reprovider
-from dstore.service.restore import restore_references
 from dstore.service.retrieve import Retriever
 from dstore.service.session import RootSession
 from dstore.service.sources import Discovery
@@ -77,10 +74,7 @@ from dstore.service.status import StatusReader
 from dstore.service.stores import Stores
 from dstore.service.upload import Uploader
 from dstore.service.worker import Worker
-from dstore.storage.catalog import open_catalog
-from dstore.storage.diskstore import open_disk_store
 from dstore.storage.layout import Home
-from dstore.storage.records import RecordFiles
 
 
 @dataclass(frozen=True)
@@ -237,9 +231,9 @@ class Node:
         with self._gate.enter():
             return await self._pins.remove(root)
 
-    async def peers(self) -> list[PeerStatus]:
-        """Peers connected or known, the connected ones first."""
-        return await self._peers.all()
+    async def peers(self, *, ask: bool = True) -> list[PeerStatus]:
+        """Peers connected or known, the connected ones first; `ask` as `PeerList.all`."""
+        return await self._peers.all(ask=ask)
 
     async def connect(self, target: PeerAddresses) -> None:
         """Have a connection to a peer; the DHT is joined through it in the background.
@@ -379,50 +373,6 @@ def _holder_options(options: NodeOptions) -> HolderOptions:
 
 
 @asynccontextmanager
-async def open_stores(home: Home, options: NodeOptions, runtime: Runtime) -> AsyncIterator[Stores]:
-    """The stores of a home directory whose lock the caller holds; a lost catalog is rebuilt
-    from the record files, and what killed operations kept is let go."""
-
-    opened = ExitStack()
-
-    def work() -> Stores:
-        with ExitStack() as failed:
-            records = RecordFiles(home.records)
-            failed.callback(records.close)
-            catalog = open_catalog(home.catalog, records)
-            failed.callback(catalog.close)
-            if catalog.created:
-                catalog.rebuild(records, now=runtime.clock.now(), serial_of=_serial)
-            catalog.release_stale_operations()
-            blocks = open_disk_store(
-                home.blocks,
-                reserve_bytes=options.reserve_bytes,
-                capacity_bytes=options.capacity_bytes,
-            )
-            failed.callback(blocks.close)
-            stores = Stores(blocks, catalog)
-            if catalog.references_missing:
-                restore_references(stores)
-            opened.push(failed.pop_all())
-        return stores
-
-    stores = await runtime.workers.run(work)
-    try:
-        yield stores
-    finally:
-        with trio.CancelScope(shield=True):
-            await runtime.workers.run(opened.close)
-
-
-def _serial(lease: bytes) -> int:
-    """The serial of a lease that this node signed itself; 0 where it does not open."""
-    try:
-        return open_lease(lease, math.inf).lease.serial
-    except ProtocolViolation:
-        return 0
-
-
-@asynccontextmanager
 async def open_node(
     directory: Path, options: NodeOptions | None = None, runtime: Runtime | None = None
 ) -> AsyncIterator[Node]:
@@ -456,7 +406,12 @@ async def open_node(
         )
         labelled = any(options.bandwidth.labels.values())
         async with (
-            open_stores(home, options, runtime) as stores,
+            open_stores(
+                home,
+                runtime,
+                capacity_bytes=options.capacity_bytes,
+                reserve_bytes=options.reserve_bytes,
+            ) as stores,
             open_host(host_options, identity.seed, runtime) as host,
             assemble(
                 stores,
@@ -480,17 +435,3 @@ async def open_node(
                 nursery.start_soon(host.stay_connected, target)
             yield node
             nursery.cancel_scope.cancel()
-
-
-def init_home(home: Home, runtime: Runtime) -> bool:
-    """Make the home directory with its keys, in a worker; False where they are there.  One
-    that was cut short is finished; a key that an older home has lost is not made up."""
-    made = not home.exists
-    if not made and home.catalog.exists():
-        return False
-    home.create()
-    for path in (home.identity_key, home.owner_key):
-        if not path.exists():
-            home.write_private(path, runtime.random.randbytes(32))
-            made = True
-    return made

@@ -21,19 +21,21 @@ class PeerList:
         self._stores = stores
         self._runtime = runtime
 
-    async def all(self) -> list[PeerStatus]:
-        """Peers connected or known, the connected ones first; connected ones of which nothing
-        is known yet are asked."""
+    async def all(self, *, ask: bool = True) -> list[PeerStatus]:
+        """Peers connected or known, the connected ones first; with `ask`, connected ones of
+        which nothing is known yet are asked."""
         connected = set(self._network.connected())
         run = self._runtime.workers.run
-        known = {row.peer for row in await run(self._stores.catalog.peers, PEERS_LISTED_MAX)}
-        await self._candidates.introduce(connected - known)
         rows = {row.peer: row for row in await run(self._stores.catalog.peers, PEERS_LISTED_MAX)}
-        found = []
+        if ask and (unknown := connected - rows.keys()):
+            await self._candidates.introduce(unknown)
+            found = await run(self._stores.catalog.peers, PEERS_LISTED_MAX)
+            rows = {row.peer: row for row in found}
+        listed = []
         for peer in sorted(rows.keys() | connected, key=lambda one: (one not in connected, one)):
             row = rows.get(peer)
             addresses = tuple(self._network.known_addresses(peer)) or (row.addresses if row else ())
-            found.append(
+            listed.append(
                 PeerStatus(
                     peer=peer,
                     addresses=addresses,
@@ -45,4 +47,4 @@ class PeerList:
                     last_seen=row.last_seen if row else None,
                 )
             )
-        return found[:PEERS_LISTED_MAX]
+        return listed[:PEERS_LISTED_MAX]

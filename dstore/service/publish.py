@@ -15,18 +15,11 @@ import trio
 
 from dstore.core.cid import CID
 from dstore.core.envelope import SigningKey
+from dstore.core.guarantee import Guarantee, describe, worst
 from dstore.core.manifest import Code, Manifest, Segment
 from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import PinRecord, open_pin_record
-from dstore.core.placement import (
-    Candidate,
-    Guarantee,
-    choose_code,
-    describe,
-    domain_components,
-    group_key,
-    worst,
-)
+from dstore.core.placement import Candidate, choose_code, domain_components, group_key, lacking
 from dstore.errors import CallerError, InsufficientPeers, ProtocolViolation
 from dstore.limits import ANNOUNCE_POLL_SECONDS, ANNOUNCE_SECONDS, RECORD_MANIFESTS_MAX
 from dstore.network.routing import Routing
@@ -145,10 +138,7 @@ class Publisher:
         await self._finish_pin(encoded, record, protected, options)
         await self._announce(root, report, confirm=protected)
         if reached.peers < options.require_guarantee:
-            raise InsufficientPeers(
-                f"{root} {describe(reached)}; {options.require_guarantee} were required. What "
-                "was placed stays: add it again when more storage nodes are there"
-            )
+            raise InsufficientPeers(_too_little(root, placed, reached, options.require_guarantee))
         return AddResult(
             root,
             imported.size,
@@ -369,18 +359,33 @@ def _code(pair: tuple[int, int]) -> Code:
         raise CallerError(str(error)) from error
 
 
+def _too_little(
+    root: CID, placed: Sequence[Placed], reached: Guarantee, required_peers: int
+) -> str:
+    if reached.peers < 0:
+        what = f"{root} is readable on this node only: too few slots found a holder"
+    else:
+        what = f"{root} {describe(reached)}; {required_peers} were required"
+    advice = "what was placed stays: add it again when more storage nodes are there"
+    return "; ".join([what, *_passed_over(placed), advice])
+
+
+def _passed_over(placed: Sequence[Placed]) -> list[str]:
+    failures = {str(peer): why for one in placed for peer, why in one.failures.items()}
+    return [
+        f"passed over: {why if peer in why else f'{peer}: {why}'}" for peer, why in failures.items()
+    ]
+
+
 def _warnings(
     placed: Sequence[Placed], reached: Guarantee, code: Code, protected: bool
 ) -> list[str]:
-    failures = {str(peer): why for one in placed for peer, why in one.failures.items()}
-    warnings = [
-        f"passed over: {why if peer in why else f'{peer}: {why}'}" for peer, why in failures.items()
-    ]
+    warnings = _passed_over(placed)
     if not protected:
-        missing = sum(len(one.assignment.unplaced) for one in placed)
+        missing = sum(len(lacking(one.assignment, one.holders)) for one in placed)
         warnings.append(
-            f"not protected: {missing} slots found no holder; add again when more storage "
-            "nodes are there"
+            f"not protected: {missing} slots found no holder, the file is here all the same; add "
+            "it again when those passed over are well or more storage nodes are there"
         )
     elif reached.peers < 1:
         warnings.append(

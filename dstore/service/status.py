@@ -12,17 +12,11 @@ from typing import Literal
 import trio
 
 from dstore.core.cid import CID
+from dstore.core.guarantee import Guarantee, describe, guarantee, shapes_of, worst
 from dstore.core.health import SegmentState, SlotState, segment_state, worst_state
 from dstore.core.manifest import Manifest, Segment
 from dstore.core.peerid import PeerId
-from dstore.core.placement import (
-    Guarantee,
-    components,
-    describe,
-    guarantee,
-    shapes_of,
-    worst,
-)
+from dstore.core.placement import components
 from dstore.core.unixfs import File, parse
 from dstore.errors import DataError, NetworkError, NotFoundError, PeerError
 from dstore.limits import HELLO_SECONDS

@@ -13,20 +13,11 @@ import trio
 
 from dstore.core import wire
 from dstore.core.cid import CID
+from dstore.core.guarantee import Guarantee, guarantee, shapes_of
 from dstore.core.manifest import Segment
 from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import Lease, open_lease
-from dstore.core.placement import (
-    Assignment,
-    Candidate,
-    Guarantee,
-    assign,
-    domain_components,
-    enough,
-    guarantee,
-    needs_of,
-    shapes_of,
-)
+from dstore.core.placement import Assignment, Candidate, assign, domain_components, enough, needs_of
 from dstore.errors import (
     CorruptStore,
     DeadlineExceeded,
@@ -37,6 +28,7 @@ from dstore.errors import (
 from dstore.limits import (
     SERVE_BATCH_BYTES,
     SLOT_ACCEPT_SECONDS,
+    SLOT_LAST_SECONDS,
     SLOT_STALL_AGAIN_SECONDS,
     SLOT_STALL_SECONDS,
     SLOT_WATCH_SECONDS,
@@ -128,10 +120,13 @@ class _Way:
 
     slot: int
     peer: PeerId
+    last_resort: bool = False  # to one that was given up before
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    news_at: float = math.inf  # until it has its turn
+    began_at: float = math.inf  # until it has its turn
+    news_at: float = math.inf
     longest_seconds: float = 0.0  # without news, so far
     first_seconds: float | None = None  # until the first news, which comes with its acceptance
+    got_on_at: float = -math.inf  # the last news after that
     ended: bool = False
 
     def news(self) -> None:
@@ -139,6 +134,8 @@ class _Way:
         now = trio.current_time()
         if self.first_seconds is None:
             self.first_seconds = now - self.news_at
+        else:
+            self.got_on_at = now
         self.longest_seconds = self.quiet_seconds(now)
         self.news_at = now
 
@@ -184,11 +181,16 @@ class _Bringing:
         """Slots that nobody holds nor is about to, and where to bring them."""
         tried = Counter(way.slot for way in self.ways)
         new = self.assignment(self.planned()).new
-        return {slot: to for slot, to in new.items() if tried[slot] < UPLOAD_ATTEMPTS_MAX}
+        return {
+            slot: to
+            for slot, to in new.items()
+            if tried[slot] < UPLOAD_ATTEMPTS_MAX
+            and not (self.slow.issuperset(to) and self._overdue(slot, to))
+        }
 
     def stalled(self) -> list[_Way]:
         """Ways without news for longer than the others' pace explains, whose slot somebody
-        else could take."""
+        else could take, or has waited for as long as an add may stand still."""
         now = trio.current_time()
         found = []
         for way in self.under_way:
@@ -196,21 +198,35 @@ class _Bringing:
                 planned = self.planned()
                 planned[way.slot].discard(way.peer)
                 avoid = {*self.avoid, *self.failures, way.peer}
-                if way.slot in self.offer.assign(planned, avoid).new:
+                elsewhere = self.offer.assign(planned, avoid).new
+                if way.slot in elsewhere or self._overdue(way.slot, [way.peer]):
                     found.append(way)
         return found
 
+    def _overdue(self, slot: int, peers: Collection[PeerId]) -> bool:
+        """Whether the slot has got on with nobody, nor any slot with `peers`, for as long as an
+        add may stand still.  Who is stuck may accept a slot all the same, and take again what
+        it took before: neither counts."""
+        began = min((way.began_at for way in self.ways if way.slot == slot), default=math.inf)
+        some = (
+            way.got_on_at
+            for way in self.ways
+            if not way.last_resort and (way.slot == slot or way.peer in peers)
+        )
+        return trio.current_time() - max([began, *some]) > SLOT_LAST_SECONDS
+
     def _patience_seconds(self, way: _Way, now: float) -> float:
         """How long this one may be without news."""
-        others = [other for other in self.ways if other is not way]
+        others = [other for other in self.ways if other.peer != way.peer]
         accepted = [other.first_seconds for other in others if other.first_seconds is not None]
         if way.first_seconds is None and accepted:
             # Not even accepted: dead, or stopped while it still looked alive.
             return max(SLOT_ACCEPT_SECONDS, 4 * statistics.median_low(accepted))
         quiet = [other.quiet_seconds(now) for other in others]
-        usual = statistics.median_low(quiet) if quiet else SLOT_STALL_SECONDS
+        usual = statistics.median_low(quiet) if quiet else 0
         # The slot has waited for a slow one before: two of them must not add up.
-        again = any(other.slot == way.slot and other.peer in self.slow for other in others)
+        before = (other.peer for other in others if other.slot == way.slot)
+        again = way.last_resort or not self.slow.isdisjoint(before)
         return max(SLOT_STALL_AGAIN_SECONDS if again else SLOT_STALL_SECONDS, 2 * usual)
 
 
@@ -273,7 +289,8 @@ class Uploader:
         nursery: trio.Nursery,
         limiter: trio.CapacityLimiter,
     ) -> None:
-        ways = [_Way(slot, peer) for slot, peers in slots.items() for peer in peers]
+        slow = bringing.slow
+        ways = [_Way(slot, one, one in slow) for slot, peers in slots.items() for one in peers]
         bringing.ways += ways
         bringing.changed = trio.Event()
         if ways:
@@ -298,13 +315,13 @@ class Uploader:
         envelope: bytes | None = None
         try:
             async with limiter:
-                way.news_at = trio.current_time()
+                way.began_at = way.news_at = trio.current_time()
                 with way.scope:
                     envelope = await self._put(bringing, way)
             if envelope is None:
                 bringing.slow.add(peer)
                 quiet = trio.current_time() - way.news_at
-                raise DeadlineExceeded(f"{peer} took nothing for {quiet:.1f} s")
+                raise DeadlineExceeded(f"{peer} is busy or hung: it took nothing for {quiet:.1f} s")
             lease = self._check_lease(envelope, offer, slot, peer)
         except (NetworkError, PeerError) as error:
             bringing.failures[peer] = str(error)

@@ -96,11 +96,14 @@ class Churn:
         if not node.alive:
             return
         sim, started = self._sim, self._sim.now
-        self._upkeep(node, node.peer.binary)
+        stale = bool(node.table.unheard_since(started - KAD_REFRESH_SECONDS, 1))
+        self.report.upkeep_messages += sim.search(node, node.peer.binary).messages
         fruitless = 0
         for prefix in node.table.sparse_prefixes()[:KAD_REFRESH_LOOKUPS_MAX]:
             before = len(node.table)
-            self._upkeep(node, self._key_beside(node, prefix))
+            key = self._key_beside(node, prefix)
+            around = sim.search(node, key) if stale else sim.look_around(node, key)
+            self.report.upkeep_messages += around.messages
             fruitless = 0 if len(node.table) > before else fruitless + 1
             if fruitless == KAD_REFRESH_FRUITLESS_MAX:
                 break
@@ -111,9 +114,6 @@ class Churn:
             else:
                 node.table.failed(peer)
         self._at(started + KAD_REFRESH_SECONDS, lambda: self._refresh(node))
-
-    def _upkeep(self, node: SimNode, key: bytes) -> None:
-        self.report.upkeep_messages += self._sim.search(node, key).messages
 
     def _key_beside(self, node: SimNode, prefix: int) -> bytes:
         """A key that shares `prefix` bits with the node's id."""

@@ -13,17 +13,23 @@ import heapq
 import math
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 
 from dstore.core.diversity import NOWHERE, Subnets, subnets_of
 from dstore.core.kad_memory import Delays, Pace, Suspects
-from dstore.core.kad_table import RoutingTable
+from dstore.core.kad_table import LookAround, RoutingTable
 from dstore.core.kademlia import ID_BITS, Lookup, ProviderStore, closest_of, kad_id
 from dstore.core.peerid import PeerId
-from dstore.limits import KAD_BUCKET, KAD_LOOKUP_SECONDS, KAD_REQUEST_SECONDS
+from dstore.limits import (
+    KAD_BUCKET,
+    KAD_CONCURRENCY,
+    KAD_LOOKUP_SECONDS,
+    KAD_REFRESH_ANSWERS,
+    KAD_REQUEST_SECONDS,
+)
 
 PLANE_SECONDS: Final = 0.08  # one way, from side to side
 BASE_SECONDS: Final = 0.005
@@ -150,7 +156,15 @@ class Simulation:
     def search(self, node: SimNode, key: bytes, *, providers: int = 0) -> Outcome:
         """One lookup of `node`, run alone to its end: the closest peers, or, where `providers`
         is not 0, so many providers of `key`."""
-        search = SimSearch(self, node, key, providers)
+        return self._run_alone(SimSearch(self, node, key, providers))
+
+    def look_around(self, node: SimNode, key: bytes) -> Outcome:
+        """One lookup of `node` that is only to find peers for its table."""
+        around = LookAround(node.table)
+        search = SimSearch(self, node, key, concurrency=KAD_REFRESH_ANSWERS, enough=around.over)
+        return self._run_alone(search)
+
+    def _run_alone(self, search: SimSearch) -> Outcome:
         search.step()
         self.run()
         return search.outcome
@@ -187,10 +201,13 @@ class SimSearch:
         providers: int = 0,
         *,
         count: int = KAD_BUCKET,
+        concurrency: int = KAD_CONCURRENCY,
+        enough: Callable[[Sequence[PeerId]], bool] = lambda _: False,
         on_end: Callable[[SimSearch], None] = lambda _: None,
     ) -> None:
-        """For `count` closest peers, or for `providers` where that is not 0; `on_end` is
-        called at the end with this search."""
+        """For `count` closest peers, or for `providers` where that is not 0; over before where
+        `enough` says so of the peers that an answer names.  `on_end` is called at the end with
+        this search."""
         self._sim = sim
         self._node = node
         self._key = key
@@ -199,12 +216,14 @@ class SimSearch:
         self._ended = False
         self._depth: dict[PeerId, int] = {}
         self._ticking = math.inf
+        self._enough = enough
         self._on_end = on_end
         self.outcome = Outcome()
         self._lookup = Lookup(
             kad_id(key),
             node.peer,
             count=count,
+            concurrency=concurrency,
             widen=not providers,
             delays=node.delays,
             suspect=lambda peer: node.suspects.has(peer, sim.now),
@@ -271,7 +290,8 @@ class SimSearch:
             if self.outcome.first_provider is None:
                 self.outcome.first_provider = self._sim.now - self._start
         self._lookup.answered(peer, closer, self._sim.now)
-        if self._providers and len(self.outcome.providers) >= self._providers:
+        found = self._providers and len(self.outcome.providers) >= self._providers
+        if found or self._enough(closer):
             self._end()
         else:
             self.step()

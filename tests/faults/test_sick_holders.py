@@ -5,15 +5,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import trio
 
-from dstore.core.wire import PROTOCOL, Refusal
-from dstore.errors import Refused
-from dstore.limits import SLOT_STALL_AGAIN_SECONDS, SLOT_STALL_SECONDS, SLOT_WATCH_SECONDS
+from dstore.core.wire import PROTOCOL, Refusal, Role
+from dstore.errors import InsufficientPeers, Refused
+from dstore.limits import (
+    SLOT_LAST_SECONDS,
+    SLOT_STALL_AGAIN_SECONDS,
+    SLOT_STALL_SECONDS,
+    SLOT_WATCH_SECONDS,
+)
 from dstore.network.streams import Stream
 from dstore.service.holder import LocalHolder, LocalReception
+from dstore.service.node import NodeOptions
 from dstore.service.progress import AddOptions, AddResult
 from dstore.testing.cluster import Cluster, open_cluster
 from dstore.testing.deterministic import run_deterministic
@@ -242,5 +249,147 @@ def test_a_slow_disk_everywhere_is_no_reason_to_move(monkeypatch: pytest.MonkeyP
             result, _, now = await add(cluster)
             assert result.protected
             assert now == holders
+
+    run_deterministic(1, main)
+
+
+# --- Nobody else has room ----------------------------------------------------------------
+
+SLOT_ROOM = NodeOptions(capacity_bytes=5_000_000, memory_cache_bytes=0)
+CLIENT = NodeOptions(role=Role.CLIENT, memory_cache_bytes=0)
+
+
+async def add_by_a_client(cluster: Cluster) -> tuple[AddResult, float]:
+    """What a client's add with 2+1 gives, and its seconds."""
+    begun = trio.current_time()
+    result = await cluster[0].add_stream(stream(), AddOptions(code=(2, 1)))
+    return result, trio.current_time() - begun
+
+
+async def start_client_and_holders(cluster: Cluster, holders: int) -> None:
+    """Each of them has room for one slot."""
+    await cluster.start(0, CLIENT)
+    for number in range(1, holders + 1):
+        await cluster.start(number, replace(SLOT_ROOM, label=f"machine-{number}"))
+
+
+@pytest.mark.parametrize("kind", ["works for ever", "never stores", "never leases"])
+def test_a_stuck_holder_that_nobody_can_replace_is_answered_for_in_time(
+    kind: str, sick: dict[str, Sicken]
+) -> None:
+    """Three holders with room for a slot each, one of them stuck: the add says so."""
+
+    async def main() -> None:
+        async with open_cluster(0) as cluster:
+            await start_client_and_holders(cluster, 3)
+            sick[kind](cluster, 2)
+            result, seconds = await add_by_a_client(cluster)
+            assert not result.protected
+            said = [one for one in result.warnings if str(cluster.peer(2)) in one]
+            assert ["is busy or hung" in one for one in said] == [True]
+            assert any("not protected: 1 slots" in one for one in result.warnings)
+            assert seconds < 5
+            async with cluster[0].read(result.cid) as chunks:
+                assert b"".join([chunk async for chunk in chunks]) == DATA
+
+    run_deterministic(1, main)
+
+
+def test_so_is_the_only_holder_that_there_is(sick: dict[str, Sicken]) -> None:
+    """It would hold every slot, so that there is nobody to compare it with."""
+
+    async def main() -> None:
+        async with open_cluster(0) as cluster:
+            await cluster.start(0, CLIENT)
+            await cluster.start(1)
+            sick["works for ever"](cluster, 1)
+            begun = trio.current_time()
+            with pytest.raises(InsufficientPeers, match=r"busy or hung.* add it again when"):
+                await cluster[0].add_stream(stream(), AddOptions(code=(2, 1)))
+            assert SLOT_LAST_SECONDS < trio.current_time() - begun < 5
+            (pin,) = await cluster[0].pins()
+            async with cluster[0].read(pin.cid) as chunks:
+                assert b"".join([chunk async for chunk in chunks]) == DATA
+
+    run_deterministic(1, main)
+
+
+def test_two_of_which_one_takes_the_place_of_the_other_add_up_to_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four holders for three slots: two that work for ever have the third slot in turn."""
+    offer = LocalHolder.offer_slot
+
+    async def main() -> None:
+        async with open_cluster(0) as cluster:
+            await start_client_and_holders(cluster, 4)
+            well = await add_by_a_client(cluster)
+            status = await cluster[0].status(well[0].cid)
+            holders = {p for s in status.segments[0].slots for p in s.holders}
+            spare = ({cluster.peer(n) for n in (1, 2, 3, 4)} - holders).pop()
+            stuck = {spare, max(holders)}
+
+        async with open_cluster(0) as cluster:
+            await start_client_and_holders(cluster, 4)
+
+            async def patched(holder: LocalHolder, *given: object) -> object:
+                if holder._network.peer_id in stuck:
+                    await trio.sleep_forever()
+                return await offer(holder, *given)  # type: ignore[arg-type]  # handed on
+
+            monkeypatch.setattr(LocalHolder, "offer_slot", patched)
+            result, seconds = await add_by_a_client(cluster)
+            assert not result.protected
+            passed_over = [one for one in result.warnings if one.startswith("passed over")]
+            assert {str(peer) in " ".join(passed_over) for peer in stuck} == {True}
+            assert seconds < 5
+
+    run_deterministic(1, main)
+
+
+@pytest.mark.parametrize(("holders", "pause_seconds"), [(3, 10), (1, 3.75)])
+def test_one_that_nobody_can_replace_may_be_slow(
+    holders: int, pause_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten seconds for each batch where all take as long, nearly four where there is one."""
+    store = LocalReception.store
+
+    async def slow(reception: LocalReception, blocks: Sequence[tuple[int, bytes]]) -> None:
+        await trio.sleep(pause_seconds)
+        await store(reception, blocks)
+
+    monkeypatch.setattr(LocalReception, "store", slow)
+
+    async def main() -> None:
+        async with open_cluster(0) as cluster:
+            await cluster.start(0, CLIENT)
+            for _ in range(holders):
+                await cluster.start(len(cluster.nodes))
+            result, seconds = await add_by_a_client(cluster)
+            assert result.protected
+            assert seconds > pause_seconds
+
+    run_deterministic(1, main)
+
+
+def test_the_only_holder_may_take_its_many_slots_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A holder takes four slots of one peer at a time: the fifth has no news while the others
+    get on, however long that is."""
+    store = LocalReception.store
+
+    async def slow(reception: LocalReception, blocks: Sequence[tuple[int, bytes]]) -> None:
+        await trio.sleep(3.5)
+        await store(reception, blocks)
+
+    monkeypatch.setattr(LocalReception, "store", slow)
+
+    async def main() -> None:
+        async with open_cluster(0) as cluster:
+            await cluster.start(0, CLIENT)
+            await cluster.start(1)
+            result = await cluster[0].add_stream(stream(), AddOptions(code=(4, 2)))
+            assert result.protected
 
     run_deterministic(1, main)

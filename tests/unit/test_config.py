@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from dstore.config import (
     Config,
-    commented,
     load_config,
     parse_config,
     parse_duration,
@@ -23,6 +22,7 @@ from dstore.config import (
 from dstore.core.bandwidth import Limits
 from dstore.core.peerid import PeerId
 from dstore.errors import ConfigError
+from dstore.interfaces.nodetoml import commented
 from dstore.interfaces.settings import node_options
 
 NODE_TOML = Path(__file__).parents[2] / "configs" / "node.toml"

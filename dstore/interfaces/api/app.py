@@ -200,8 +200,9 @@ class _Routes:
         cid = CID.parse(_text(await json_of(request), "cid"))
         return _json({"cid": str(cid), "holders_told": await self._node.unpin(cid)})
 
-    async def peers(self, _: Request) -> Response:
-        return _json({"peers": [peer_form(peer) for peer in await self._node.peers()]})
+    async def peers(self, request: Request) -> Response:
+        peers = await self._node.peers(ask=not flag(query_of(request), "known"))
+        return _json({"peers": [peer_form(peer) for peer in peers]})
 
     async def connect(self, request: Request) -> Response:
         address = _text(await json_of(request), "address")

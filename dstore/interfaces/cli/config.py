@@ -21,7 +21,8 @@ def show(home: Path, as_json: bool) -> None:
     """Print the configuration in force: node.toml, overridden by the environment."""
     import msgspec
 
-    from dstore.config import commented, load_config
+    from dstore.config import load_config
+    from dstore.interfaces.nodetoml import commented
 
     found = load_config(home / "node.toml")
     if as_json:

@@ -34,8 +34,9 @@ def init(
 
     A home that is there already is left as it is.
     """
-    from dstore.config import commented, parse_config
+    from dstore.config import parse_config
     from dstore.interfaces.homes import create_home, peer_id_of
+    from dstore.interfaces.nodetoml import commented
 
     given: dict[str, dict[str, object]] = {
         "node": {"role": role},

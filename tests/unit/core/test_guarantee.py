@@ -9,22 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dstore.core.cid import CID, RAW
-from dstore.core.manifest import Code, Segment, Stripe
-from dstore.core.peerid import PeerId
-from dstore.core.placement import (
-    Candidate,
+from dstore.core.guarantee import (
     Guarantee,
-    SlotNeed,
     StripeShape,
-    assign,
     describe,
-    domain_components,
     guarantee,
-    needs_of,
     shape,
     shapes_of,
     worst,
 )
+from dstore.core.manifest import Code, Segment, Stripe
+from dstore.core.peerid import PeerId
+from dstore.core.placement import Candidate, SlotNeed, assign, domain_components, needs_of
 from dstore.limits import GIB
 from dstore.testing.deterministic import peer_number
 

@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 
+from dstore.core.guarantee import shape
 from dstore.core.health import (
     SegmentState,
     SlotEvidence,
@@ -19,7 +20,6 @@ from dstore.core.health import (
     worst_state,
 )
 from dstore.core.manifest import Code
-from dstore.core.placement import shape
 from dstore.limits import AT_RISK_SECONDS, AWAY_SECONDS, HEALTH_CHECK_SECONDS
 
 NOW = 1_800_000_000.0

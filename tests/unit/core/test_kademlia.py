@@ -1,4 +1,4 @@
-"""The metric, the routing table, the lookup and the provider store, each by itself."""
+"""The metric, the lookup and the provider store, each by itself."""
 
 from __future__ import annotations
 
@@ -83,91 +83,6 @@ def test_common_prefix_is_what_the_bits_say(a: int, b: int) -> None:
 @given(st.sets(st.sampled_from(PEERS)), ids, st.integers(0, 30))
 def test_closest_of_sorts_by_distance(peers: set[PeerId], target: int, count: int) -> None:
     assert closest_of(peers, target, count) == by_distance(peers, target)[:count]
-
-
-# --- Routing table ---------------------------------------------------------------------
-
-
-@given(st.lists(st.tuples(st.sampled_from(["heard", "failed", "remove"]), st.integers(0, 60))))
-def test_table_keeps_its_bounds_and_its_seniors(steps: list[tuple[str, int]]) -> None:
-    table = RoutingTable(OWN, bucket_size=3, failures_max=2)
-    failures: dict[PeerId, int] = {}
-    for now, (step, number) in enumerate(steps):
-        each, before = PEERS[number], set(table)
-        if step == "heard":
-            inside = table.heard(each, now)
-            assert inside == (each in table)
-            assert before <= set(table), "a newcomer displaced somebody"
-            failures.pop(each, None)
-        elif step == "failed":
-            failures[each] = failures.get(each, 0) + 1
-            table.failed(each)
-            if each in before:
-                gone = before - set(table)
-                assert gone <= {each}
-                assert failures[each] >= 2 or not gone
-        else:
-            table.remove(each)
-            assert each not in table
-            assert len(table) >= len(before) - 1
-        if each not in table:
-            failures.pop(each, None)
-        prefixes = [common_prefix(kad_id(OWN.binary), kad_id(p.binary)) for p in table]
-        assert all(prefixes.count(prefix) <= 3 for prefix in prefixes)
-        assert len(table) == len(list(table)) == len(set(table))
-        assert OWN not in table
-
-
-def test_a_full_bucket_lets_the_latest_waiting_in_when_one_fails() -> None:
-    table = RoutingTable(OWN, bucket_size=2, failures_max=2)
-    bucket = [p for p in PEERS if common_prefix(kad_id(OWN.binary), kad_id(p.binary)) == 0][:5]
-    first, second, third, fourth, fifth = bucket
-    assert table.heard(first, 0)
-    assert table.heard(second, 1)
-    assert not any(table.heard(each, 2) for each in (third, fourth, fifth))
-    table.failed(first)
-    assert first in table, "one failure costs nobody its place"
-    table.failed(first)
-    assert set(table) == {second, fifth}
-    table.remove(fifth)
-    assert set(table) == {second, fourth}, "the third was one more than may wait"
-    table.remove(fourth)
-    assert set(table) == {second}
-
-
-def test_an_answer_clears_failures_and_own_id_is_never_in() -> None:
-    table = RoutingTable(OWN, failures_max=2)
-    table.heard(PEERS[0], 0)
-    for now in range(5):
-        table.failed(PEERS[0])
-        table.heard(PEERS[0], now)
-    assert PEERS[0] in table
-    assert not table.heard(OWN, 0)
-
-
-def test_closest_prefers_peers_that_answer() -> None:
-    table = RoutingTable(OWN)
-    for each in PEERS[:10]:
-        table.heard(each, 0)
-    target = kad_id(b"key")
-    ordered = by_distance(PEERS[:10], target)
-    assert table.closest(target, 4) == ordered[:4]
-    table.failed(ordered[0])
-    assert table.closest(target, 4) == ordered[1:5]
-    assert table.closest(target, 20) == [*ordered[1:], ordered[0]]
-
-
-def test_silent_peers_and_room_are_found_for_refresh() -> None:
-    table = RoutingTable(OWN, bucket_size=2)
-    for now, each in enumerate(PEERS[:30]):
-        table.heard(each, now)
-    assert all(each not in PEERS[5:30] for each in table.unheard_since(5, 10))
-    inside = [each for each in PEERS[:5] if each in table]
-    assert table.unheard_since(5, 2) == inside[:2]
-    prefixes = [common_prefix(kad_id(OWN.binary), kad_id(p.binary)) for p in table]
-    sparse = table.sparse_prefixes()
-    assert all((prefixes.count(i) < 2) == (i in sparse) for i in range(max(prefixes) + 1))
-    assert RoutingTable(OWN).sparse_prefixes() == []
 
 
 # --- Lookup ----------------------------------------------------------------------------

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dstore.core.cid import CID, RAW
+from dstore.core.guarantee import Guarantee, guarantee, shape
 from dstore.core.manifest import Code
 from dstore.core.peerid import PeerId
 from dstore.core.placement import (
     UNVERIFIED,
     Assignment,
     Candidate,
-    Guarantee,
     SlotNeed,
     assign,
     choose_code,
@@ -25,10 +25,8 @@ from dstore.core.placement import (
     domains_of,
     enough,
     group_key,
-    guarantee,
     lacking,
     likely_first,
-    shape,
 )
 from dstore.limits import GIB, PLACEMENT_GROUP_BYTES
 from dstore.testing.deterministic import peer_number

@@ -407,3 +407,45 @@ def test_bootstrap_addresses_of_one_peer_go_together() -> None:
     with pytest.raises(ConfigError) as caught:
         bootstrap.bootstrap_targets(["x", "/ip4/10.0.0.1/tcp/1", *[f"/dns/a/tcp/1/p2p/{one}"]])
     assert len(caught.value.faults) == 2
+
+
+async def test_a_protocol_that_was_announced_is_spoken_without_waiting() -> None:
+    """The request goes with the proposal; what the peer says of that is read before its answer,
+    however often the reader gives up in between."""
+    may = trio.Event()
+
+    async def late(stream: Stream) -> None:
+        await may.wait()
+        await echo(stream)
+
+    async with (
+        open_host(HostOptions(), SEEDS[0], Runtime()) as a,
+        open_host(HostOptions(), SEEDS[1], Runtime()) as b,
+    ):
+        b.set_handler(ECHO, late)
+        await a.connect(where(b))
+        assert await a.speaks(b.peer_id, ECHO)
+        stream = await a.open_stream(b.peer_id, [ECHO])
+        await stream.write(b"request")
+        with trio.move_on_after(0.01) as impatient:
+            await stream.read_some()
+        assert impatient.cancelled_caught
+        may.set()
+        with trio.fail_after(20):
+            assert await stream.read_some() == b"request"
+        await stream.close()
+
+
+async def test_a_protocol_that_is_announced_and_not_spoken() -> None:
+    async with (
+        open_host(HostOptions(), SEEDS[0], Runtime()) as a,
+        open_host(HostOptions(), SEEDS[1], Runtime()) as b,
+    ):
+        b.set_handler(ECHO, echo)
+        await a.connect(where(b))
+        assert await a.speaks(b.peer_id, ECHO)
+        del b._handlers[ECHO]
+        stream = await a.open_stream(b.peer_id, [ECHO])
+        with trio.fail_after(20), pytest.raises(ProtocolViolation, match="does not agree"):
+            await stream.read_some()
+        await stream.reset()

@@ -248,6 +248,30 @@ async def test_simultaneous_dials_leave_working_streams_and_then_one_connection(
             await until(lambda: not b.connected())
 
 
+async def test_of_two_dials_at_once_the_one_that_would_give_way_is_not_made_at_all() -> None:
+    """The dial of the smaller id stays: the other's is given up when that has come."""
+    small, large = sorted(SEEDS[:2], key=peer_id_of)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        waiting = f"/ip4/127.0.0.1/tcp/{listener.getsockname()[1]}"
+        async with (
+            open_host(HostOptions(handshake_seconds=1000), large, Runtime()) as a,
+            open_host(HostOptions(), small, Runtime()) as b,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(a.connect, PeerAddresses(b.peer_id, (waiting,)))
+            accepted, _ = await trio.to_thread.run_sync(listener.accept)
+            with trio.socket.from_stdlib_socket(accepted) as half_way, trio.fail_after(20):
+                assert await half_way.recv(1)  # the handshake has begun
+                await b.connect(where(a))
+                while await half_way.recv(4096):
+                    pass  # until it is given up
+            await until(lambda: not a._swarm._dials)
+            assert a.connected() == [b.peer_id]
+            assert a.counters["connections_opened"] == 1
+
+
 @asynccontextmanager
 async def stranger_at(node: Libp2pHost, seed: bytes) -> AsyncIterator[None]:
     """Somebody who connects with `seed` beside our own host of that name."""
@@ -450,45 +474,3 @@ async def test_thousands_of_known_peers_change_nothing() -> None:
         await b.connect(where(a))
         assert await b.speaks(a.peer_id, "/ipfs/ping/1.0.0")
         assert await a.ping(b.peer_id) > 0
-
-
-async def test_a_protocol_that_was_announced_is_spoken_without_waiting() -> None:
-    """The request goes with the proposal; what the peer says of that is read before its answer,
-    however often the reader gives up in between."""
-    may = trio.Event()
-
-    async def late(stream: Stream) -> None:
-        await may.wait()
-        await echo(stream)
-
-    async with (
-        open_host(HostOptions(), SEEDS[0], Runtime()) as a,
-        open_host(HostOptions(), SEEDS[1], Runtime()) as b,
-    ):
-        b.set_handler(ECHO, late)
-        await a.connect(where(b))
-        assert await a.speaks(b.peer_id, ECHO)
-        stream = await a.open_stream(b.peer_id, [ECHO])
-        await stream.write(b"request")
-        with trio.move_on_after(0.01) as impatient:
-            await stream.read_some()
-        assert impatient.cancelled_caught
-        may.set()
-        with trio.fail_after(20):
-            assert await stream.read_some() == b"request"
-        await stream.close()
-
-
-async def test_a_protocol_that_is_announced_and_not_spoken() -> None:
-    async with (
-        open_host(HostOptions(), SEEDS[0], Runtime()) as a,
-        open_host(HostOptions(), SEEDS[1], Runtime()) as b,
-    ):
-        b.set_handler(ECHO, echo)
-        await a.connect(where(b))
-        assert await a.speaks(b.peer_id, ECHO)
-        del b._handlers[ECHO]
-        stream = await a.open_stream(b.peer_id, [ECHO])
-        with trio.fail_after(20), pytest.raises(ProtocolViolation, match="does not agree"):
-            await stream.read_some()
-        await stream.reset()

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from dstore.core.kad_messages import KadMessage
 from dstore.core.kademlia import closest_of, kad_id
 from dstore.core.peerid import PeerId
 from dstore.limits import (
+    KAD_BUCKET,
     KAD_LOOKUP_SECONDS,
     KAD_POLL_SECONDS,
     KAD_POOLED_IDLE_SECONDS,
     KAD_POOLED_PER_PEER_MAX,
 )
+from dstore.network import routing as routing_module
+from dstore.network.kad_requests import RequestStreams
 from dstore.network.routing import ProviderEntry, RoutingOptions
 from dstore.network.streams import PeerAddresses
 from dstore.testing.deterministic import peer_number
@@ -35,6 +39,39 @@ def recall(found: Iterable[PeerAddresses], key: bytes, alive: Iterable[PeerId]) 
     """How much of the 20 truly closest was found."""
     wanted = set(closest_of(alive, kad_id(key), 20))
     return len(wanted & {each.peer for each in found}) / len(wanted)
+
+
+async def test_a_refresh_among_peers_that_are_all_known_asks_few_of_them(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The neighbours, and a few in each part of the key space: nobody names anybody new.  Where
+    somebody was not heard from for long, more are asked, to find out who is silent."""
+    async with routing_cluster(40) as cluster:
+        for routing in cluster.routings:
+            await routing.refresh()
+        routing, others = cluster.routings[7], [h.peer_id for h in cluster.hosts]
+        others.remove(cluster.id(7))
+        room = {p: routing._table.has_room_for(p) for p in others if p not in routing._table}
+        assert not any(room.values())  # the table has all that it wants
+        asked: list[PeerId] = []
+        exchange_all = RequestStreams.exchange_all
+
+        async def counted(
+            streams: RequestStreams, target: PeerAddresses, requests: Sequence[KadMessage]
+        ) -> list[KadMessage]:
+            asked.append(target.peer)
+            return await exchange_all(streams, target, requests)
+
+        monkeypatch.setattr(RequestStreams, "exchange_all", counted)
+        await routing.refresh()
+        assert KAD_BUCKET <= len(asked) < 1.2 * len(others)
+        few = len(asked)
+        found = await routing.closest_peers(key_of(1))
+        assert recall(found, key_of(1), others) == 1
+        monkeypatch.setattr(routing_module, "KAD_REFRESH_SECONDS", -1)  # all that was is long ago
+        asked.clear()
+        await routing.refresh()
+        assert len(asked) >= few + KAD_BUCKET
 
 
 @pytest.mark.slow

@@ -22,9 +22,11 @@ from dstore.limits import GIB, SHUTDOWN_SECONDS
 from dstore.network.routing import Routing
 from dstore.network.streams import PeerAddresses
 from dstore.runtime import Runtime
+from dstore.service import homestores
 from dstore.service import node as node_module
 from dstore.service.gate import Gate
-from dstore.service.node import Node, NodeOptions, init_home, open_node
+from dstore.service.homestores import init_home
+from dstore.service.node import Node, NodeOptions, open_node
 from dstore.service.progress import AddOptions
 from dstore.storage.catalog import Catalog
 from dstore.storage.diskstore import DiskStore
@@ -212,7 +214,7 @@ async def test_what_a_failed_start_opened_is_closed(
         raise NodeError("no store today")
 
     with monkeypatch.context() as patch:
-        patch.setattr(node_module, "open_disk_store", fail)
+        patch.setattr(homestores, "open_disk_store", fail)
         with pytest.raises(NodeError, match="today"):
             async with open_node(tmp_path / "home", options()):
                 raise AssertionError("started")

@@ -209,6 +209,18 @@ def test_empty_files_are_read_although_nobody_stores_the_empty_block(tmp_path: P
     run_deterministic(1, main)
 
 
+def test_listing_peers_asks_them_what_they_offer_unless_told_not_to() -> None:
+    async def main() -> None:
+        async with open_cluster(4) as cluster:
+            for _ in range(2):
+                peers = await cluster[1].peers(ask=False)
+                assert [(peer.connected, peer.role) for peer in peers] == [(True, None)] * 3
+            assert {peer.role for peer in await cluster[1].peers()} == {"storage"}
+            assert {peer.role for peer in await cluster[1].peers(ask=False)} == {"storage"}
+
+    run_deterministic(1, main)
+
+
 def test_any_node_can_tell_the_failure_domains() -> None:
     async def main() -> None:
         async with open_cluster(8) as cluster:

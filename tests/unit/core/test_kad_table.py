@@ -1,0 +1,128 @@
+"""The routing table of a DHT node, by itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dstore.core.kad_table import LookAround, RoutingTable
+from dstore.core.kademlia import common_prefix, kad_id
+from dstore.core.peerid import PeerId
+from dstore.limits import KAD_REFRESH_ANSWERS
+
+
+def peer(number: int) -> PeerId:
+    return PeerId.of_ed25519(hashlib.sha256(f"peer {number}".encode()).digest())
+
+
+PEERS = [peer(number) for number in range(400)]
+OWN = peer(-1)
+
+
+def by_distance(peers: Iterable[PeerId], target: int) -> list[PeerId]:
+    return sorted(peers, key=lambda each: kad_id(each.binary) ^ target)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["heard", "failed", "remove"]), st.integers(0, 60))))
+def test_table_keeps_its_bounds_and_its_seniors(steps: list[tuple[str, int]]) -> None:
+    table = RoutingTable(OWN, bucket_size=3, failures_max=2)
+    failures: dict[PeerId, int] = {}
+    for now, (step, number) in enumerate(steps):
+        each, before = PEERS[number], set(table)
+        if step == "heard":
+            inside = table.heard(each, now)
+            assert inside == (each in table)
+            assert before <= set(table), "a newcomer displaced somebody"
+            failures.pop(each, None)
+        elif step == "failed":
+            failures[each] = failures.get(each, 0) + 1
+            table.failed(each)
+            if each in before:
+                gone = before - set(table)
+                assert gone <= {each}
+                assert failures[each] >= 2 or not gone
+        else:
+            table.remove(each)
+            assert each not in table
+            assert len(table) >= len(before) - 1
+        if each not in table:
+            failures.pop(each, None)
+        prefixes = [common_prefix(kad_id(OWN.binary), kad_id(p.binary)) for p in table]
+        assert all(prefixes.count(prefix) <= 3 for prefix in prefixes)
+        assert len(table) == len(list(table)) == len(set(table))
+        assert OWN not in table
+
+
+def test_a_full_bucket_lets_the_latest_waiting_in_when_one_fails() -> None:
+    table = RoutingTable(OWN, bucket_size=2, failures_max=2)
+    bucket = [p for p in PEERS if common_prefix(kad_id(OWN.binary), kad_id(p.binary)) == 0][:5]
+    first, second, third, fourth, fifth = bucket
+    assert table.heard(first, 0)
+    assert table.heard(second, 1)
+    assert not any(table.heard(each, 2) for each in (third, fourth, fifth))
+    table.failed(first)
+    assert first in table, "one failure costs nobody its place"
+    table.failed(first)
+    assert set(table) == {second, fifth}
+    table.remove(fifth)
+    assert set(table) == {second, fourth}, "the third was one more than may wait"
+    table.remove(fourth)
+    assert set(table) == {second}
+
+
+def test_an_answer_clears_failures_and_own_id_is_never_in() -> None:
+    table = RoutingTable(OWN, failures_max=2)
+    table.heard(PEERS[0], 0)
+    for now in range(5):
+        table.failed(PEERS[0])
+        table.heard(PEERS[0], now)
+    assert PEERS[0] in table
+    assert not table.heard(OWN, 0)
+
+
+def test_closest_prefers_peers_that_answer() -> None:
+    table = RoutingTable(OWN)
+    for each in PEERS[:10]:
+        table.heard(each, 0)
+    target = kad_id(b"key")
+    ordered = by_distance(PEERS[:10], target)
+    assert table.closest(target, 4) == ordered[:4]
+    table.failed(ordered[0])
+    assert table.closest(target, 4) == ordered[1:5]
+    assert table.closest(target, 20) == [*ordered[1:], ordered[0]]
+
+
+def test_silent_peers_and_room_are_found_for_refresh() -> None:
+    table = RoutingTable(OWN, bucket_size=2)
+    for now, each in enumerate(PEERS[:30]):
+        table.heard(each, now)
+    assert all(each not in PEERS[5:30] for each in table.unheard_since(5, 10))
+    inside = [each for each in PEERS[:5] if each in table]
+    assert table.unheard_since(5, 2) == inside[:2]
+    prefixes = [common_prefix(kad_id(OWN.binary), kad_id(p.binary)) for p in table]
+    sparse = table.sparse_prefixes()
+    assert all((prefixes.count(i) < 2) == (i in sparse) for i in range(max(prefixes) + 1))
+    assert RoutingTable(OWN).sparse_prefixes() == []
+
+
+def test_looking_around_is_over_when_several_in_a_row_name_nobody_for_the_table() -> None:
+    table = RoutingTable(OWN, bucket_size=2)
+    for each in PEERS[:30]:
+        table.heard(each, 0)
+    inside = list(table)
+    full = [each for each in PEERS[:30] if each not in inside]
+    assert full
+    assert not any(map(table.has_room_for, [*inside, *full, OWN]))
+    newcomer = next(each for each in PEERS[30:] if table.has_room_for(each))
+    assert not any(each == newcomer for each in inside)
+
+    around = LookAround(table)
+    assert not around.over(inside)
+    assert not around.over([*full, newcomer])  # begins anew
+    table.heard(newcomer, 0)
+    answers = [around.over([newcomer, OWN]) for _ in range(KAD_REFRESH_ANSWERS)]
+    assert answers == [False] * (KAD_REFRESH_ANSWERS - 1) + [True]
+    assert LookAround(RoutingTable(OWN)).over([PEERS[0]]) is False
