@@ -47,7 +47,7 @@ from dstore.limits import (
 from dstore.network.kad_peers import KnownPeers
 from dstore.network.kad_provide import Provision
 from dstore.network.kad_requests import RequestStreams
-from dstore.network.kad_search import ProviderSearch, Search
+from dstore.network.kad_search import ProviderSearch, RecentSearches, Search
 from dstore.network.kad_server import Answers, ServedStreams
 from dstore.network.streams import Network, PeerAddresses, Stream
 from dstore.runtime import Runtime, open_plain_nursery
@@ -88,7 +88,10 @@ class Routing:
         self._random = runtime.random
         self._nursery = nursery
         self._peers = KnownPeers(network)
-        self._provision = Provision(self._peers, self._requests, self._search_closest)
+        self._recent = RecentSearches(self._peers)
+        self._provision = Provision(
+            self._peers, self._requests, self._search_closest, self._recent
+        )
         self._table = self._peers.table
         self._store = ProviderStore(
             keys_max=options.keys_max,
@@ -157,14 +160,17 @@ class Routing:
 
     async def closest_peers(self, key: bytes, count: int = KAD_BUCKET) -> list[PeerAddresses]:
         """The `count` responsive server peers closest to `key` (the DHT hashes it itself),
-        nearest first, without this node.  Takes at most KAD_LOOKUP_SECONDS; never raises
-        for what peers do."""
-        search = await self._search_closest(key, max(count, 1))
-        return [search.where(peer) for peer in search.lookup.closest()][:count]
+        nearest first, without this node.  A search of the last KAD_FOUND_SECONDS may have the
+        answer.  Takes at most KAD_LOOKUP_SECONDS; never raises for what peers do."""
+        count = max(count, 1)
+        search = self._recent.answering(key, count) or await self._search_closest(key, count)
+        return [search.where(peer) for peer in search.around().closest(kad_id(key), count) or ()]
 
-    async def _search_closest(self, key: bytes, count: int) -> Search:
+    async def _search_closest(self, key: bytes, count: int = KAD_BUCKET) -> Search:
         deadline = trio.current_time() + KAD_LOOKUP_SECONDS
-        return await self._search(KadMessage(MessageType.FIND_NODE, key), deadline, count)
+        search = await self._search(KadMessage(MessageType.FIND_NODE, key), deadline, count)
+        self._recent.note(search)
+        return search
 
     async def find_peer(self, peer: PeerId) -> PeerAddresses | None:
         """Where `peer` can be reached; None where nobody says so within
@@ -305,11 +311,11 @@ class Routing:
         """Look up this node's own id, and a random one in each part of the key space where
         the table has room, the widest first, until that finds nobody new; ask those not
         heard from for long."""
-        await self.closest_peers(self._own.binary)
+        await self._search_closest(self._own.binary)
         fruitless = 0
         for prefix in self._table.sparse_prefixes()[:KAD_REFRESH_LOOKUPS_MAX]:
             before = len(self._table)
-            await self.closest_peers(self._random_key(prefix))
+            await self._search_closest(self._random_key(prefix))
             fruitless = 0 if len(self._table) > before else fruitless + 1
             if fruitless == KAD_REFRESH_FRUITLESS_MAX:
                 break

@@ -297,6 +297,7 @@ class Publisher:
                 stored(sum(segment.slot_bytes(slot) for slot in held))
             one = await self._uploader.place(offer, held, stored, confirm=confirm, avoid=failed)
             failed.update(one.failures)
+            self._candidates.forget(one.failures)
             placed.append(one)
             reached.append(offer.guarantee(one.holders))
         return placed, _worst(reached)
