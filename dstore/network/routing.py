@@ -89,9 +89,7 @@ class Routing:
         self._nursery = nursery
         self._peers = KnownPeers(network)
         self._recent = RecentSearches(self._peers)
-        self._provision = Provision(
-            self._peers, self._requests, self._search_closest, self._recent
-        )
+        self._provision = Provision(self._peers, self._requests, self._search_closest, self._recent)
         self._table = self._peers.table
         self._store = ProviderStore(
             keys_max=options.keys_max,

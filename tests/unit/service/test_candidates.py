@@ -8,7 +8,7 @@ import trio
 from dstore.core.peerid import PeerId
 from dstore.core.placement import Candidate
 from dstore.core.wire import Role
-from dstore.limits import GIB, HELLO_SECONDS, KAD_LOOKUP_SECONDS
+from dstore.limits import GIB, HELLO_KEPT_SECONDS, HELLO_SECONDS, KAD_LOOKUP_SECONDS
 from dstore.service.candidates import label_domains, peer_domains
 from dstore.service.node import NodeOptions
 from dstore.testing.cluster import Cluster, open_cluster
@@ -64,6 +64,9 @@ def test_silent_peers_cost_a_bounded_time(kind: str) -> None:
                 await cluster.kill(3)
             else:
                 cluster.hub.pause(cluster.peer(3))
+                # What it said a moment ago is taken for true until then, or until it fails.
+                assert len(await find(cluster, 0)) == 4
+                await trio.sleep(HELLO_KEPT_SECONDS)
             begin = trio.current_time()
             found = await find(cluster, 0)
             assert set(found) == {cluster.peer(n) for n in (1, 2, 4)}
