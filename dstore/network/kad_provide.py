@@ -41,15 +41,18 @@ class Provision:
         keys: Iterable[bytes],
         addresses: tuple[str, ...],
         on_closest: Callable[[bytes, Sequence[PeerId]], None],
+        on_confirmed: Callable[[bytes], None],
     ) -> dict[bytes, Provided]:
         """Tell the peers closest to each key, read each record back, and once more where
-        that fails.  `on_closest` is told who they are."""
+        that fails.  `on_closest` is told who they are, `on_confirmed` of each key that one of
+        them has."""
         results: dict[bytes, Provided] = {}
         me = KadPeer(self._peers.own, addresses)
         limiter = trio.CapacityLimiter(KAD_PROVIDE_EXCHANGES_MAX)
 
         async def told(keys: Sequence[bytes], search: Search) -> None:
-            telling = await self._tell(keys, search, me, limiter)
+            telling = Telling(self._peers.own, keys, search.around().peers, self._peers.is_suspect)
+            await self._tell(telling, search, me, limiter, on_confirmed)
             for key in keys:
                 on_closest(key, telling.closest(key))
                 results[key] = telling.result(key)
@@ -82,25 +85,32 @@ class Provision:
         return known, others
 
     async def _tell(
-        self, keys: Sequence[bytes], search: Search, me: KadPeer, limiter: trio.CapacityLimiter
-    ) -> Telling:
-        """The keys told, from the peers that the search found."""
-        telling = Telling(self._peers.own, keys, search.lookup.closest(), self._peers.is_suspect)
+        self,
+        telling: Telling,
+        search: Search,
+        me: KadPeer,
+        limiter: trio.CapacityLimiter,
+        on_confirmed: Callable[[bytes], None],
+    ) -> None:
+        """The keys told, from the peers that the search found, in as many rounds as it takes."""
 
         async def tell(peer: PeerId, exchanges: list[Exchange]) -> None:
             async with limiter:
                 for exchange in exchanges:
+                    keys = list(exchange.keys)
                     await self._exchange(peer, exchange, search, me)
                     if not exchange.answered:
                         telling.failed(peer)
                         self._peers.unanswered(peer)
                         return
+                    for key in keys:
+                        if telling.result(key).confirmed:
+                            on_confirmed(key)
 
         while exchanges_of := telling.next_round():
             async with trio.open_nursery() as nursery:
                 for peer, exchanges in exchanges_of.items():
                     nursery.start_soon(tell, peer, exchanges)
-        return telling
 
     async def _exchange(
         self, peer: PeerId, exchange: Exchange, search: Search, me: KadPeer

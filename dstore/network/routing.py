@@ -237,9 +237,12 @@ class Routing:
         that confirmed.  Raises ValueError for a key above KAD_KEY_BYTES_MAX."""
         return (await self.provide_many([key]))[key].confirmed
 
-    async def provide_many(self, keys: Sequence[bytes]) -> dict[bytes, Provided]:
+    async def provide_many(
+        self, keys: Sequence[bytes], on_confirmed: Callable[[bytes], None] = lambda _: None
+    ) -> dict[bytes, Provided]:
         """`provide` for many keys at once, those near each other together: how far each was
-        told.  Raises ValueError for a key above KAD_KEY_BYTES_MAX."""
+        told.  `on_confirmed` hears of a key with each answer that confirms it, while others
+        are still waited for.  Raises ValueError for a key above KAD_KEY_BYTES_MAX."""
         for key in keys:
             if not 0 < len(key) <= KAD_KEY_BYTES_MAX:
                 raise ValueError(f"DHT key of {len(key)} bytes; 1 to {KAD_KEY_BYTES_MAX}")
@@ -249,7 +252,7 @@ class Routing:
             if self._options.mode == "server" and self._is_close(key, peers):
                 self._store.add(key, self._own, addresses, trio.current_time())
 
-        return await self._provision.provide(keys, addresses, keep_own)
+        return await self._provision.provide(keys, addresses, keep_own, on_confirmed)
 
     def _is_close(self, key: bytes, peers: Sequence[PeerId]) -> bool:
         """Whether this node itself is one of the k closest to `key`, given the others."""

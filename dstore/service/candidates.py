@@ -101,6 +101,12 @@ class CandidateFinder:
             and self._network.reached_at(peer) is not None
         }
 
+    def _note(self, peer: PeerId, candidate: Candidate | None) -> None:
+        self._told[peer] = trio.current_time(), candidate
+        self._told.move_to_end(peer)
+        if len(self._told) > CANDIDATES_MAX:
+            self._told.popitem(last=False)
+
     async def _ask_all(
         self, targets: Sequence[PeerAddresses], found: dict[PeerId, Candidate]
     ) -> None:
@@ -109,7 +115,8 @@ class CandidateFinder:
         news, ended = trio.open_memory_channel[float](CANDIDATES_MAX)
 
         async def ask(target: PeerAddresses) -> None:
-            await self._ask(target, found)
+            if await self._ask(target, found):
+                self._note(target.peer, found.get(target.peer))
             news.send_nowait(trio.current_time() - begun)
 
         with trio.move_on_after(HELLO_SECONDS):
@@ -134,28 +141,25 @@ class CandidateFinder:
                 for peer in list(peers)[:CANDIDATES_MAX]:
                     nursery.start_soon(self._ask, PeerAddresses(peer), {})
 
-    async def _ask(self, target: PeerAddresses, found: dict[PeerId, Candidate]) -> None:
+    async def _ask(self, target: PeerAddresses, found: dict[PeerId, Candidate]) -> bool:
+        """Whether the peer answered; added to `found` where it takes slots."""
         if target.addresses:
             self._network.remember(target)
         try:
             hello = await self._client.hello(target.peer)
         except (NetworkError, PeerError):
-            return
+            return False
         self.on_hello(target.peer, hello.domains)
         addresses = tuple(self._network.known_addresses(target.peer))
         await self._remember(target.peer, addresses, hello)
-        candidate: Candidate | None = None
         if hello.role is wire.Role.STORAGE and hello.free_bytes > 0:
-            found[target.peer] = candidate = Candidate(
+            found[target.peer] = Candidate(
                 target.peer,
                 peer_domains(addresses, hello.domains),
                 hello.free_bytes,
                 load=hello.load_percent / 100,
             )
-        self._told[target.peer] = trio.current_time(), candidate
-        self._told.move_to_end(target.peer)
-        if len(self._told) > CANDIDATES_MAX:
-            self._told.popitem(last=False)
+        return True
 
     async def _remember(self, peer: PeerId, addresses: Sequence[str], hello: wire.Hello) -> None:
         def work() -> None:
