@@ -109,8 +109,9 @@ class MemoryHolder:
         self, peer: PeerId, offer: wire.PutSlot, fetch_blocks: FetchBlocks
     ) -> MemoryReception:
         await self._asked("offer_slot")
-        for cid in self.documents:
-            (self.fetched[cid],) = await fetch_blocks([cid])
+        if self.documents:
+            fetched = await fetch_blocks(self.documents)
+            self.fetched |= zip(self.documents, fetched, strict=True)
         key = (offer.segment, offer.slot)
         if key not in self.expected:
             raise Refused("nobody expects this slot", Refusal.POLICY)

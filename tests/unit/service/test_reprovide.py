@@ -134,6 +134,24 @@ async def test_announcing_waits_for_a_confirmation(bench: Bench, autojump_clock:
         nursery.cancel_scope.cancel()
 
 
+async def test_announcing_ends_with_the_first_peer_that_confirms(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    bench.dht.late_seconds = 4.0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.reprovider.worker.run)
+        begun = trio.current_time()
+        await bench.reprovider.announce(cid(1))
+        assert trio.current_time() - begun < 1
+        # It is being told: to ask for it again is to wait for no other turn.
+        await bench.reprovider.announce(cid(1))
+        assert trio.current_time() - begun < 1
+        await trio.sleep(5)
+        assert len(bench.told()) == 1
+        assert bench.reprovider.due == 0
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_carries_its_bytes_is_announced_by_nobody(bench: Bench) -> None:
     await bench.reprovider.announce(CID.v1(RAW, b"\0\x01x"))
     assert bench.reprovider.due == 0
