@@ -74,8 +74,7 @@ async def encode_root(
         return sum(one.data_bytes for one in plan()), go_on([])
 
     def go_on(made: list[Block]) -> SegmentPlan | Manifest:
-        """In a worker: save the segment made, the last one with the manifest; the next plan,
-        or the manifest at the end."""
+        """In a worker: save the segment made, the last with the manifest; what comes next."""
         following = next(plans, None) or Manifest.of(root, code, refs)
         if isinstance(following, Manifest):
             made.append((following.cid, following.block))

@@ -289,6 +289,7 @@ def test_roots_added_one_after_the_other_ask_nothing_twice(
             # The adder and three holders, each to five others, root and segment together;
             # twice where the adder is a holder too.
             assert done["exchange_all"] <= 10 * 5 * 5
-            assert done["run"] == done["hello"] == 0
+            assert done["run"] <= 6  # the first of each node
+            assert done["hello"] == 0
 
     run_deterministic(1, main)
