@@ -203,6 +203,10 @@ KAD_SUSPECT_SECONDS: Final = 30  # for so long, a silent peer is waited for less
 KAD_SUSPECT_SLOW_SECONDS_MIN: Final = 0.05
 KAD_SUSPECTS_MAX: Final = 4096
 KAD_FAILURES_MAX: Final = 3  # unanswered requests in a row that cost a place in the table
+# What a lookup found is good for so long for other keys that it answers, unless a peer of it
+# falls silent or the routing table changes meanwhile.
+KAD_FOUND_SECONDS: Final = 10
+KAD_FOUND_KEPT: Final = 16  # lookups; each names up to a few hundred peers
 KAD_PROVIDE_ATTEMPTS: Final = 2  # of storing and reading back a record at one peer
 KAD_REPLICAS_WANTED: Final = 10  # confirmed for each key; half of those told
 KAD_PROVIDE_LOOKUPS_MAX: Final = 4  # at once, of one batch of keys
@@ -275,6 +279,7 @@ UPLOAD_ATTEMPTS_MAX: Final = 8  # to bring one slot to somebody
 UPLOADS_MAX: Final = 32  # slots on their way at once: a few megabytes each
 CANDIDATES_MAX: Final = 128
 HELLO_SECONDS: Final = 3  # a candidate that has not answered by then is not asked for more
+HELLO_KEPT_SECONDS: Final = 2  # what one said is taken for true, while it is connected
 # Nor one that is silent this long, and four times the slowest answer, after the last of others.
 HELLO_QUIET_SECONDS: Final = 0.5
 SERVE_BATCH_BYTES: Final = 2 * MIB  # read in one call in a worker, then written out

@@ -64,13 +64,10 @@ class SharedLookups:
         shared = len(keys) > 1 and common_prefix(kad_id(keys[0]), kad_id(keys[1])) >= self._depth
         return KAD_PROVIDE_LOOKUP_PEERS if shared else KAD_BUCKET
 
-    def served(
-        self, keys: Sequence[bytes], found: Sequence[PeerId], wanted: int, *, ended: bool
-    ) -> list[bytes]:
-        """The first of `keys`, and those after it, that are answered by a lookup of `wanted`
-        peers which `found` these, nearest first; `ended` is False where its time ran out."""
-        around = Neighbourhood(kad_id(keys[0]), found, wanted, ended=ended)
-        if ended and wanted > KAD_BUCKET:
+    def served(self, keys: Sequence[bytes], around: Neighbourhood) -> list[bytes]:
+        """The first of `keys`, and those after it, that are answered by a lookup towards the
+        first which found `around`."""
+        if around.ended and around.wanted > KAD_BUCKET:
             self._depth = around.depth
         return list(
             takewhile(lambda key: around.closest(kad_id(key), KAD_BUCKET) is not None, keys)

@@ -63,6 +63,8 @@ class RoutingTable:
         self._failures_max = failures_max
         self._buckets: dict[int, _Bucket] = {}
         self._size = 0
+        self.changes = 0
+        """How many peers have come and left so far."""
         self._spread = Spread(KAD_TABLE_WIDE_MAX, KAD_TABLE_NARROW_MAX)
 
     def __len__(self) -> int:
@@ -119,6 +121,7 @@ class RoutingTable:
         bucket.spread.add(entry.subnets)
         self._spread.add(entry.subnets)
         self._size += 1
+        self.changes += 1
 
     def failed(self, peer: PeerId) -> None:
         """A request to `peer` went unanswered."""
@@ -145,6 +148,7 @@ class RoutingTable:
         bucket.spread.remove(left.subnets)
         self._spread.remove(left.subnets)
         self._size -= 1
+        self.changes += 1
         for successor in reversed(bucket.waiting.values()):
             if self._has_place(bucket, successor):
                 del bucket.waiting[successor.peer]

@@ -23,21 +23,23 @@ class Neighbourhood:
     def __init__(self, centre: int, peers: Sequence[PeerId], wanted: int, *, ended: bool) -> None:
         """`wanted` peers were looked for; `ended` is False where time ran out first."""
         self._centre = centre
-        self._peers = list(peers)
+        self.peers = list(peers)
+        self.wanted = wanted
+        self.ended = ended
         if not ended:
             self.depth = ID_BITS + 1
-        elif len(self._peers) < wanted:
+        elif len(self.peers) < wanted:
             self.depth = 0  # there are no others
         else:
             # Peers that share more bits than the farthest one found are all nearer than it.
-            self.depth = common_prefix(centre, kad_id(self._peers[-1].binary)) + 1
+            self.depth = common_prefix(centre, kad_id(self.peers[-1].binary)) + 1
 
     def closest(self, place: int, count: int) -> list[PeerId] | None:
         """The `count` peers closest to `place`, nearest first; None where this lookup cannot
         know them for certain."""
         if place == self._centre:
-            return self._peers[:count]
-        chosen = closest_of(self._peers, place, count)
+            return self.peers[:count]
+        chosen = closest_of(self.peers, place, count)
         if self.depth == 0:
             return chosen
         if (

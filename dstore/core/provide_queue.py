@@ -61,6 +61,11 @@ class ProvideQueue:
         due = self._due.get(key)
         return due is not None and not due.confirmed
 
+    def confirmed(self, key: bytes) -> None:
+        """A peer has confirmed `key`, which is still being told to others."""
+        if key in self._due:
+            self._due[key].confirmed = True
+
     def batch(self, now: float) -> Batch:
         """What to tell now: what was asked for just now comes before the great round."""
         due = [key for key, due in self._due.items() if due.time <= now]

@@ -47,11 +47,11 @@ from dstore.limits import (
 from dstore.network.byte_budget import ByteBudget
 from dstore.network.fragment_stream import FragmentStream
 from dstore.network.refusals import refusing
-from dstore.network.slot_reception import FetchBlock, SlotExchange, SlotReception
+from dstore.network.slot_reception import FetchBlocks, SlotExchange, SlotReception
 from dstore.network.streams import Network, Stream
 from dstore.runtime import Runtime
 
-__all__ = ["FetchBlock", "FragmentsServer", "Holder", "SlotReception", "serve_fragments"]
+__all__ = ["FetchBlocks", "FragmentsServer", "Holder", "SlotReception", "serve_fragments"]
 
 FaultKind = Literal["protocol", "hash", "stalled", "flood"]
 OnFault = Callable[[PeerId, FaultKind, str], None]
@@ -85,11 +85,11 @@ class Holder(Protocol):
         ...
 
     async def offer_slot(
-        self, peer: PeerId, offer: wire.PutSlot, fetch_block: FetchBlock
+        self, peer: PeerId, offer: wire.PutSlot, fetch_blocks: FetchBlocks
     ) -> SlotReception:
         """Decide on an offer: returns the reception, with room reserved, or raises Refused.
-        `fetch_block` asks the offering peer for the manifest or segment block (verified on
-        return; raises Refused where the peer has it not)."""
+        `fetch_blocks` asks the offering peer for the manifest and the segment block (verified
+        on return; raises Refused where the peer has not all of them)."""
         ...
 
     async def renew(self, peer: PeerId, request: wire.Renew) -> Sequence[wire.SlotAnswer]:

@@ -13,9 +13,15 @@ import trio
 
 from dstore.core.kad_messages import KadMessage, MessageType
 from dstore.core.kademlia import Lookup, kad_id
+from dstore.core.neighbourhood import Neighbourhood
 from dstore.core.peerid import PeerId
 from dstore.errors import NetworkError, PeerError
-from dstore.limits import KAD_ADDRESSES_PER_PEER_MAX, KAD_CONCURRENCY
+from dstore.limits import (
+    KAD_ADDRESSES_PER_PEER_MAX,
+    KAD_CONCURRENCY,
+    KAD_FOUND_KEPT,
+    KAD_FOUND_SECONDS,
+)
 from dstore.network.kad_peers import KnownPeers
 from dstore.network.kad_requests import RequestStreams
 from dstore.network.streams import PeerAddresses
@@ -39,6 +45,7 @@ class Search:
         self._requests = requests
         self._request = request
         self._on_answer = on_answer
+        self._count = count
         self._hints: dict[PeerId, tuple[str, ...]] = {}
         self._ended = False
         self._changed = trio.Event()
@@ -62,6 +69,11 @@ class Search:
     def where(self, peer: PeerId) -> PeerAddresses:
         """What is known of where `peer` can be reached."""
         return self._peers.where(peer, self._hints.get(peer, ()))
+
+    def around(self) -> Neighbourhood:
+        """Whom the search found, once it is done."""
+        lookup = self.lookup
+        return Neighbourhood(lookup.target, lookup.closest(), self._count, ended=lookup.finished)
 
     async def run(self, deadline: float, nursery: trio.Nursery) -> None:
         """Search to the end, or to `deadline`, from the peers known now.
@@ -127,6 +139,37 @@ class Search:
     def _take(self, peer: PeerId, answer: KadMessage) -> None:
         self.lookup.answered(peer, self._named(answer), trio.current_time())
         self._ended = self._on_answer(answer)
+
+
+class RecentSearches:
+    """Searches done a moment ago, for the other keys that what they found is an answer to."""
+
+    def __init__(self, peers: KnownPeers) -> None:
+        self._peers = peers
+        self._table_changes = 0
+        self._found: deque[tuple[float, Search, Neighbourhood]] = deque(maxlen=KAD_FOUND_KEPT)
+
+    def note(self, search: Search) -> None:
+        """A search for the peers closest to a key is done.  One that left peers behind is not
+        kept: another may find them."""
+        around = search.around()
+        if around.ended and around.peers and not search.lookup.late():
+            self._found.append((trio.current_time(), search, around))
+
+    def answering(self, key: bytes, count: int) -> Search | None:
+        """One that knows the `count` peers closest to `key` for certain, none of them silent
+        since; None where none does."""
+        if self._table_changes != self._peers.table.changes:  # somebody has come or left
+            self._table_changes = self._peers.table.changes
+            self._found.clear()
+        horizon = trio.current_time() - KAD_FOUND_SECONDS
+        while self._found and self._found[0][0] <= horizon:
+            self._found.popleft()
+        for _, search, around in reversed(self._found):
+            closest = around.closest(kad_id(key), count)
+            if closest is not None and not any(map(self._peers.is_suspect, closest)):
+                return search
+        return None
 
 
 class ProviderSearch:

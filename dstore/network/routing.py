@@ -49,7 +49,7 @@ from dstore.limits import (
 from dstore.network.kad_peers import KnownPeers
 from dstore.network.kad_provide import Provision
 from dstore.network.kad_requests import RequestStreams
-from dstore.network.kad_search import ProviderSearch, Search
+from dstore.network.kad_search import ProviderSearch, RecentSearches, Search
 from dstore.network.kad_server import Answers, ServedStreams
 from dstore.network.streams import Network, PeerAddresses, Stream
 from dstore.runtime import Runtime, open_plain_nursery
@@ -90,7 +90,8 @@ class Routing:
         self._random = runtime.random
         self._nursery = nursery
         self._peers = KnownPeers(network)
-        self._provision = Provision(self._peers, self._requests, self._search_closest)
+        self._recent = RecentSearches(self._peers)
+        self._provision = Provision(self._peers, self._requests, self._search_closest, self._recent)
         self._table = self._peers.table
         self._store = ProviderStore(
             keys_max=options.keys_max,
@@ -163,14 +164,17 @@ class Routing:
 
     async def closest_peers(self, key: bytes, count: int = KAD_BUCKET) -> list[PeerAddresses]:
         """The `count` responsive server peers closest to `key` (the DHT hashes it itself),
-        nearest first, without this node.  Takes at most KAD_LOOKUP_SECONDS; never raises
-        for what peers do."""
-        search = await self._search_closest(key, max(count, 1))
-        return [search.where(peer) for peer in search.lookup.closest()][:count]
+        nearest first, without this node.  A search of the last KAD_FOUND_SECONDS may have the
+        answer.  Takes at most KAD_LOOKUP_SECONDS; never raises for what peers do."""
+        count = max(count, 1)
+        search = self._recent.answering(key, count) or await self._search_closest(key, count)
+        return [search.where(peer) for peer in search.around().closest(kad_id(key), count) or ()]
 
-    async def _search_closest(self, key: bytes, count: int) -> Search:
+    async def _search_closest(self, key: bytes, count: int = KAD_BUCKET) -> Search:
         deadline = trio.current_time() + KAD_LOOKUP_SECONDS
-        return await self._search(KadMessage(MessageType.FIND_NODE, key), deadline, count)
+        search = await self._search(KadMessage(MessageType.FIND_NODE, key), deadline, count)
+        self._recent.note(search)
+        return search
 
     async def find_peer(self, peer: PeerId) -> PeerAddresses | None:
         """Where `peer` can be reached; None where nobody says so within
@@ -239,9 +243,12 @@ class Routing:
         that confirmed.  Raises ValueError for a key above KAD_KEY_BYTES_MAX."""
         return (await self.provide_many([key]))[key].confirmed
 
-    async def provide_many(self, keys: Sequence[bytes]) -> dict[bytes, Provided]:
+    async def provide_many(
+        self, keys: Sequence[bytes], on_confirmed: Callable[[bytes], None] = lambda _: None
+    ) -> dict[bytes, Provided]:
         """`provide` for many keys at once, those near each other together: how far each was
-        told.  Raises ValueError for a key above KAD_KEY_BYTES_MAX."""
+        told.  `on_confirmed` hears of a key with each answer that confirms it, while others
+        are still waited for.  Raises ValueError for a key above KAD_KEY_BYTES_MAX."""
         for key in keys:
             if not 0 < len(key) <= KAD_KEY_BYTES_MAX:
                 raise ValueError(f"DHT key of {len(key)} bytes; 1 to {KAD_KEY_BYTES_MAX}")
@@ -251,7 +258,7 @@ class Routing:
             if self._options.mode == "server" and self._is_close(key, peers):
                 self._store.add(key, self._own, addresses, trio.current_time())
 
-        return await self._provision.provide(keys, addresses, keep_own)
+        return await self._provision.provide(keys, addresses, keep_own, on_confirmed)
 
     def _is_close(self, key: bytes, peers: Sequence[PeerId]) -> bool:
         """Whether this node itself is one of the k closest to `key`, given the others."""
@@ -314,12 +321,12 @@ class Routing:
         who is silent; else only as long as they tell of peers for the table."""
         horizon = trio.current_time() - KAD_REFRESH_SECONDS
         stale = bool(self._table.unheard_since(horizon, 1))
-        await self.closest_peers(self._own.binary)
+        await self._search_closest(self._own.binary)
         fruitless = 0
         for prefix in self._table.sparse_prefixes()[:KAD_REFRESH_LOOKUPS_MAX]:
             before = len(self._table)
             key = self._random_key(prefix)
-            await (self.closest_peers(key) if stale else self._look_around(key))
+            await (self._search_closest(key) if stale else self._look_around(key))
             fruitless = 0 if len(self._table) > before else fruitless + 1
             if fruitless == KAD_REFRESH_FRUITLESS_MAX:
                 break

@@ -40,7 +40,7 @@ from dstore.network.fragment_stream import FragmentStream, alongside
 from dstore.network.refusals import refusing
 from dstore.runtime import Workers
 
-FetchBlock = Callable[[CID], Awaitable[bytes]]
+FetchBlocks = Callable[[Sequence[CID]], Awaitable[list[bytes]]]
 
 
 class SlotReception(Protocol):
@@ -74,7 +74,7 @@ class Offered(Protocol):
     """The one question that a PutSlot exchange asks of the holder."""
 
     async def offer_slot(
-        self, peer: PeerId, offer: wire.PutSlot, fetch_block: FetchBlock
+        self, peer: PeerId, offer: wire.PutSlot, fetch_blocks: FetchBlocks
     ) -> SlotReception: ...
 
 
@@ -110,7 +110,7 @@ class SlotExchange:
             await self._link.send(encode_answer(wire.Working()))
 
     async def _exchange(self, holder: Offered, offer: wire.PutSlot) -> None:
-        reception = await holder.offer_slot(self._link.peer, offer, self._fetch_block)
+        reception = await holder.offer_slot(self._link.peer, offer, self._fetch_blocks)
         finished = False
         try:
             wanted = tuple(reception.wanted)
@@ -129,17 +129,26 @@ class SlotExchange:
                 with trio.CancelScope(deadline=deadline, shield=True):
                     await reception.abandon()
 
-    async def _fetch_block(self, cid: CID) -> bytes:
-        """Ask the client for the manifest or segment of its offer."""
-        self._documents += 1
+    async def _fetch_blocks(self, cids: Sequence[CID]) -> list[bytes]:
+        """Ask the client for documents of its offer, all at once; they come in that order."""
+        self._documents += len(cids)
         if self._documents > SLOT_DOCUMENTS_MAX:
             raise Refused(f"over {SLOT_DOCUMENTS_MAX} blocks needed to check", Refusal.OTHER)
-        await self._link.send(encode_answer(wire.Wanted(cid)))
+        for cid in cids:
+            await self._link.queue(encode_answer(wire.Wanted(cid)))
+        await self._link.flush()
+        found = [await self._read_document(cid) for cid in cids]
+        for cid, data in zip(cids, found, strict=True):
+            if data is None:  # only now: what else was asked for has come
+                raise Refused(f"you offer a slot without having {cid}", Refusal.NOT_FOUND)
+        return [data for data in found if data is not None]
+
+    async def _read_document(self, cid: CID) -> bytes | None:
         upload = decode_upload(await self._link.read_message(PROGRESS_SECONDS))
         if not isinstance(upload, wire.Document) or upload.cid != cid:
             raise ProtocolViolation(f"{self._link.peer} sent something else than {cid}")
         if upload.size is None:
-            raise Refused(f"you offer a slot without having {cid}", Refusal.NOT_FOUND)
+            return None
         await self._budget.take(upload.size)
         try:
             data = await self._link.read_bytes(upload.size)

@@ -6,6 +6,7 @@ only from what one other peer said.  Deciding among them is `core.placement`'s.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 import trio
@@ -14,7 +15,12 @@ from dstore.core import wire
 from dstore.core.peerid import PeerId
 from dstore.core.placement import Candidate, domains_of
 from dstore.errors import NetworkError, PeerError
-from dstore.limits import CANDIDATES_MAX, HELLO_QUIET_SECONDS, HELLO_SECONDS
+from dstore.limits import (
+    CANDIDATES_MAX,
+    HELLO_KEPT_SECONDS,
+    HELLO_QUIET_SECONDS,
+    HELLO_SECONDS,
+)
 from dstore.network.fragments_client import FragmentsClient
 from dstore.network.routing import Routing
 from dstore.network.streams import Network, PeerAddresses
@@ -55,13 +61,15 @@ class CandidateFinder:
         self._client = client
         self._stores = stores
         self._runtime = runtime
+        # Who said what lately; None for a peer that takes no slots.
+        self._told: OrderedDict[PeerId, tuple[float, Candidate | None]] = OrderedDict()
         self.on_hello: Callable[[PeerId, Sequence[str]], None] = lambda *_: None
         """Called with what each peer that answers announces of its failure domains."""
 
     async def find(self, key: bytes) -> list[Candidate]:
-        """Storage peers that answered just now, found near `key` (a multihash) and elsewhere;
-        at most CANDIDATES_MAX, this node not among them.  Takes HELLO_SECONDS at most beyond
-        the DHT look-up; never raises for peers that fail."""
+        """Storage peers that answered just now or within HELLO_KEPT_SECONDS, found near `key`
+        (a multihash) and elsewhere; at most CANDIDATES_MAX, this node not among them.  Takes
+        HELLO_SECONDS at most beyond the DHT look-up; never raises for peers that fail."""
         targets: dict[PeerId, PeerAddresses] = {}
         for peer in self._network.connected():
             targets[peer] = PeerAddresses(peer)
@@ -71,21 +79,52 @@ class CandidateFinder:
             if row.role == "storage":
                 targets.setdefault(row.peer, PeerAddresses(row.peer, row.addresses))
         targets.pop(self._network.peer_id, None)
-        found: dict[PeerId, Candidate] = {}
+        chosen = list(targets.values())[:CANDIDATES_MAX]
+        known = self._known(target.peer for target in chosen)
+        found = {peer: candidate for peer, candidate in known.items() if candidate is not None}
+        await self._ask_all([target for target in chosen if target.peer not in known], found)
+        return sorted(found.values(), key=lambda candidate: candidate.peer)
+
+    def forget(self, peers: Iterable[PeerId]) -> None:
+        """What these said is not to be relied on: they are asked again."""
+        for peer in peers:
+            self._told.pop(peer, None)
+
+    def _known(self, peers: Iterable[PeerId]) -> dict[PeerId, Candidate | None]:
+        """Those of the peers that need not be asked, and what they offer."""
+        horizon = trio.current_time() - HELLO_KEPT_SECONDS
+        return {
+            peer: self._told[peer][1]
+            for peer in peers
+            if peer in self._told
+            and self._told[peer][0] > horizon
+            and self._network.reached_at(peer) is not None
+        }
+
+    def _note(self, peer: PeerId, candidate: Candidate | None) -> None:
+        self._told[peer] = trio.current_time(), candidate
+        self._told.move_to_end(peer)
+        if len(self._told) > CANDIDATES_MAX:
+            self._told.popitem(last=False)
+
+    async def _ask_all(
+        self, targets: Sequence[PeerAddresses], found: dict[PeerId, Candidate]
+    ) -> None:
+        """Add those who answer and take slots to `found`."""
         begun = trio.current_time()
-        asking = min(len(targets), CANDIDATES_MAX)
         news, ended = trio.open_memory_channel[float](CANDIDATES_MAX)
 
         async def ask(target: PeerAddresses) -> None:
-            await self._ask(target, found)
+            if await self._ask(target, found):
+                self._note(target.peer, found.get(target.peer))
             news.send_nowait(trio.current_time() - begun)
 
         with trio.move_on_after(HELLO_SECONDS):
             async with open_plain_nursery() as nursery:
-                for target in list(targets.values())[:CANDIDATES_MAX]:
+                for target in targets:
                     nursery.start_soon(ask, target)
-                patience_seconds: float = HELLO_SECONDS
-                for _ in range(asking):
+                patience_seconds: float = HELLO_QUIET_SECONDS if found else HELLO_SECONDS
+                for _ in targets:
                     with trio.move_on_after(patience_seconds) as waiting:
                         slowest = await ended.receive()
                     if waiting.cancelled_caught:
@@ -93,7 +132,6 @@ class CandidateFinder:
                     if found:
                         patience_seconds = HELLO_QUIET_SECONDS + 4 * slowest
                 nursery.cancel_scope.cancel()
-        return sorted(found.values(), key=lambda candidate: candidate.peer)
 
     async def introduce(self, peers: Iterable[PeerId]) -> None:
         """Ask peers what they offer, so that the catalog knows their roles and domains.
@@ -103,13 +141,14 @@ class CandidateFinder:
                 for peer in list(peers)[:CANDIDATES_MAX]:
                     nursery.start_soon(self._ask, PeerAddresses(peer), {})
 
-    async def _ask(self, target: PeerAddresses, found: dict[PeerId, Candidate]) -> None:
+    async def _ask(self, target: PeerAddresses, found: dict[PeerId, Candidate]) -> bool:
+        """Whether the peer answered; added to `found` where it takes slots."""
         if target.addresses:
             self._network.remember(target)
         try:
             hello = await self._client.hello(target.peer)
         except (NetworkError, PeerError):
-            return
+            return False
         self.on_hello(target.peer, hello.domains)
         addresses = tuple(self._network.known_addresses(target.peer))
         await self._remember(target.peer, addresses, hello)
@@ -120,6 +159,7 @@ class CandidateFinder:
                 hello.free_bytes,
                 load=hello.load_percent / 100,
             )
+        return True
 
     async def _remember(self, peer: PeerId, addresses: Sequence[str], hello: wire.Hello) -> None:
         def work() -> None:

@@ -68,12 +68,25 @@ async def encode_root(
             rows.append([CID.of(RAW, block) for block in made])
         return rows
 
-    # Planned twice, once for the total alone: a plan costs less than keeping all of it.
-    total = await workers.run(lambda: sum(one.data_bytes for one in plan()))
+    def begin() -> tuple[int, SegmentPlan | Manifest]:
+        """In a worker: the bytes in all, and the first plan."""
+        # Planned twice, once for the total alone: a plan costs less than keeping all of it.
+        return sum(one.data_bytes for one in plan()), go_on([])
+
+    def go_on(made: list[Block]) -> SegmentPlan | Manifest:
+        """In a worker: save the segment made, the last with the manifest; what comes next."""
+        following = next(plans, None) or Manifest.of(root, code, refs)
+        if isinstance(following, Manifest):
+            made.append((following.cid, following.block))
+        if made:
+            save(made)
+        return following
+
     done = fragment_bytes = 0
     refs: list[SegmentRef] = []
     plans = plan()
-    while (one := await workers.run(next, plans, None)) is not None:
+    total, one = await workers.run(begin)
+    while not isinstance(one, Manifest):
         rows: list[list[CID]] = []
         async with in_order(
             from_iterable(_batches(one.stripes)),
@@ -87,12 +100,10 @@ async def encode_root(
                 done += _bytes_of(encoded)
                 report(Progress("encode", done, total))
         segment = one.segment(rows)
-        await workers.run(save, [(segment.cid, segment.block)])
         refs.append(segment.ref)
         fragment_bytes += sum(segment.slot_bytes(slot) for slot in range(segment.n))
-    manifest = Manifest.of(root, code, refs)
-    await workers.run(save, [(manifest.cid, manifest.block)])
-    return Encoded(manifest, fragment_bytes)
+        one = await workers.run(go_on, [(segment.cid, segment.block)])
+    return Encoded(one, fragment_bytes)
 
 
 def _bytes_of(stripes: Iterable[tuple[SizedCID, ...]]) -> int:

@@ -30,7 +30,7 @@ from dstore.limits import (
     SERVE_BATCH_BLOCKS_MAX,
     SERVE_BATCH_BYTES,
 )
-from dstore.network.fragments_server import FetchBlock
+from dstore.network.fragments_server import FetchBlocks
 from dstore.network.streams import Network, PeerAddresses
 from dstore.runtime import JointWork, Runtime, Workers
 from dstore.service.leases import Leases
@@ -187,13 +187,13 @@ class LocalHolder:
     # --- Taking a slot -------------------------------------------------------------------
 
     async def offer_slot(
-        self, peer: PeerId, offer: wire.PutSlot, fetch_block: FetchBlock
+        self, peer: PeerId, offer: wire.PutSlot, fetch_blocks: FetchBlocks
     ) -> LocalReception:
         """Take the slot, with room reserved for it, or raise Refused."""
         if not self._options.capacity_bytes:
             raise Refused("this node keeps nothing for others", wire.Refusal.POLICY)
         record = self._check_record(offer)
-        manifest, segment = await self._documents(offer, fetch_block)
+        manifest, segment = await self._documents(offer, fetch_blocks)
         fragments = list(segment.slot_blocks(offer.slot)) if offer.slot < segment.n else []
         if not fragments:
             raise Refused(
@@ -233,24 +233,30 @@ class LocalHolder:
         return record
 
     async def _documents(
-        self, offer: wire.PutSlot, fetch_block: FetchBlock
+        self, offer: wire.PutSlot, fetch_blocks: FetchBlocks
     ) -> tuple[Manifest, Segment]:
         """The manifest and segment of the offer, each checked against the one before."""
-        run = self._runtime.workers.run  # decoding two megabytes takes a while
-        try:
-            manifest = await run(Manifest.decode, await self._document(offer.manifest, fetch_block))
+        run = self._runtime.workers.run
+        cids = [offer.manifest, offer.segment]
+        found = await run(lambda: [_found(self._stores.blocks.get, cid) for cid in cids])
+        documents = {cid: data for cid, data in zip(cids, found, strict=True) if data is not None}
+        missing = [cid for cid in dict.fromkeys(cids) if cid not in documents]
+        if missing:
+            documents |= zip(missing, await fetch_blocks(missing), strict=True)
+
+        def decode() -> tuple[Manifest, Segment]:
+            manifest = Manifest.decode(documents[offer.manifest])
             ref = next((ref for ref in manifest.segments if ref.cid == offer.segment), None)
             if ref is None:
                 raise Refused("the manifest does not list the segment", wire.Refusal.MALFORMED)
-            segment = await run(Segment.decode, await self._document(offer.segment, fetch_block))
+            segment = Segment.decode(documents[offer.segment])
             manifest.check_segment(ref, segment)
+            return manifest, segment
+
+        try:
+            return await run(decode)  # of two megabytes takes a while
         except DataError as error:
             raise Refused(str(error), wire.Refusal.MALFORMED) from error
-        return manifest, segment
-
-    async def _document(self, cid: CID, fetch_block: FetchBlock) -> bytes:
-        data = await self._runtime.workers.run(_found, self._stores.blocks.get, cid)
-        return data if data is not None else await fetch_block(cid)
 
     def _reserve(
         self,

@@ -131,8 +131,7 @@ class Publisher:
                 root, code, self._stores.blocks, save, self._runtime.workers, report
             )
             await self._check_plan(encoded, candidates, options)
-            await self._note_manifest(encoded)
-            record, new = await self._pin_record(encoded, options)
+            record, new = await self._name(encoded, options)
             placed, reached = await self._place(encoded, record, candidates, report, confirm=new)
         protected = all(one.complete for one in placed)
         await self._finish_pin(encoded, record, protected, options)
@@ -185,11 +184,12 @@ class Publisher:
         code = _code(options.code) if options.code else choose_code(domains)
         return [*remote, own] if self._options.stores_slots else list(remote), code
 
-    async def _note_manifest(self, encoded: Encoded) -> None:
-        """The catalog learns of the manifest, whose blocks are durable by now."""
+    async def _name(self, encoded: Encoded, options: AddOptions) -> tuple[bytes, bool]:
+        """The catalog learns of the manifest, whose blocks are durable by now; then the pin
+        record that names it, as `_pin_record`."""
         manifest = encoded.manifest
 
-        def work() -> None:
+        def work() -> tuple[bytes, bool]:
             documents = [manifest.cid, *(ref.cid for ref in manifest.segments)]
             self._stores.catalog.reference(
                 ReferenceKind.LOCAL_PIN,
@@ -197,11 +197,12 @@ class Publisher:
                 [cid.multihash for cid in documents],
             )
             self._stores.catalog.put_manifest(manifest_row(manifest))
+            return self._pin_record(encoded, options)
 
-        await self._runtime.workers.run(work)
+        return await self._runtime.workers.run(work)
 
-    async def _pin_record(self, encoded: Encoded, options: AddOptions) -> tuple[bytes, bool]:
-        """The envelope of the owner's wish, and whether holders may not know it yet.
+    def _pin_record(self, encoded: Encoded, options: AddOptions) -> tuple[bytes, bool]:
+        """In a worker: the envelope of the owner's wish, and whether holders may not know it yet.
 
         It is the one already signed where that names the manifest and has half of its time
         left, else a new one, durable before any holder sees it.  Manifests named before stay:
@@ -209,40 +210,36 @@ class Publisher:
         """
         root, manifest = encoded.manifest.root, encoded.manifest.cid
         lifetime = options.pin_seconds or self._options.pin_seconds
-
-        def work() -> tuple[bytes, bool]:
-            catalog = self._stores.catalog
-            now = self._runtime.clock.now()
-            known = catalog.pin_record(self._owner.public, root)
-            named: tuple[CID, ...] = ()
-            if known is not None and known.expires > now:
-                try:
-                    named = open_pin_record(known.envelope, now).record.manifests
-                except ProtocolViolation:
-                    named = ()
-                if manifest in named and known.expires >= now + lifetime / 2:
-                    pin = catalog.get_pin(root)
-                    done = pin is not None and pin.mode == "protected" and pin.manifest == manifest
-                    return known.envelope, not (done and pin and pin.expires == known.expires)
-            others = tuple(one for one in named if one != manifest)
-            signed = PinRecord(
-                root=root,
-                manifests=(manifest, *others[: RECORD_MANIFESTS_MAX - 1]),
-                owner=self._owner.public,
-                seq=known.seq + 1 if known is not None else 1,
-                created=int(now),
-                expires=int(now) + lifetime,
-            ).sign(self._owner)
-            catalog.put_pin_record(
-                signed.record.owner,
-                root,
-                signed.record.seq,
-                float(signed.record.expires),
-                signed.envelope,
-            )
-            return signed.envelope, True
-
-        return await self._runtime.workers.run(work)
+        catalog = self._stores.catalog
+        now = self._runtime.clock.now()
+        known = catalog.pin_record(self._owner.public, root)
+        named: tuple[CID, ...] = ()
+        if known is not None and known.expires > now:
+            try:
+                named = open_pin_record(known.envelope, now).record.manifests
+            except ProtocolViolation:
+                named = ()
+            if manifest in named and known.expires >= now + lifetime / 2:
+                pin = catalog.get_pin(root)
+                done = pin is not None and pin.mode == "protected" and pin.manifest == manifest
+                return known.envelope, not (done and pin and pin.expires == known.expires)
+        others = tuple(one for one in named if one != manifest)
+        signed = PinRecord(
+            root=root,
+            manifests=(manifest, *others[: RECORD_MANIFESTS_MAX - 1]),
+            owner=self._owner.public,
+            seq=known.seq + 1 if known is not None else 1,
+            created=int(now),
+            expires=int(now) + lifetime,
+        ).sign(self._owner)
+        catalog.put_pin_record(
+            signed.record.owner,
+            root,
+            signed.record.seq,
+            float(signed.record.expires),
+            signed.envelope,
+        )
+        return signed.envelope, True
 
     def _offers(
         self, manifest: Manifest, record: bytes, candidates: Sequence[Candidate]
@@ -251,9 +248,16 @@ class Publisher:
         begin within the same 64 GiB of the root share a placement group, and so their holders."""
         offset = 0
         for ref in manifest.segments:
-            segment = Segment.decode(self._stores.blocks.get(ref.cid))
-            group = group_key(manifest.root, offset)
-            yield Offer(record, self._owner.public, manifest.cid, segment, candidates, group)
+            block = self._stores.blocks.get(ref.cid)
+            yield Offer(
+                pin_record=record,
+                owner=self._owner.public,
+                manifest=manifest.cid,
+                segment=Segment.decode(block),
+                documents={manifest.cid: manifest.block, ref.cid: block},
+                candidates=candidates,
+                group=group_key(manifest.root, offset),
+            )
             offset += ref.bytes
 
     async def _place(
@@ -279,14 +283,18 @@ class Publisher:
         placed: list[Placed] = []
         reached: list[Guarantee] = []
         failed: set[PeerId] = set()
-        offers = self._offers(encoded.manifest, record, candidates)
-        while (offer := await run(next, offers, None)) is not None:
+        offers = (
+            (offer, self._leased(offer))
+            for offer in self._offers(encoded.manifest, record, candidates)
+        )
+        while (prepared := await run(next, offers, None)) is not None:
+            offer, held = prepared
             segment = offer.segment
-            held = await run(self._leased, offer)
             if not confirm:
                 stored(sum(segment.slot_bytes(slot) for slot in held))
             one = await self._uploader.place(offer, held, stored, confirm=confirm, avoid=failed)
             failed.update(one.failures)
+            self._candidates.forget(one.failures)
             placed.append(one)
             reached.append(offer.guarantee(one.holders))
         return placed, _worst(reached)

@@ -26,7 +26,8 @@ class Reprovider:
         self._runtime = runtime
         self._queue = ProvideQueue()
         self._all_due = 0.0
-        self._confirmed = trio.Event()  # set, and replaced, with each batch
+        self._telling: frozenset[bytes] = frozenset()  # the keys of the batch under way
+        self._confirmed = trio.Event()  # set, and replaced, with news of any key
         self.worker = Worker("reprovide", self.step)
 
     @property
@@ -41,8 +42,10 @@ class Reprovider:
         self.worker.wake()
 
     async def announce(self, cid: CID) -> None:
-        """`provide_soon`, and wait until a peer has confirmed it.  May take for ever."""
-        self.provide_soon(cid)
+        """Have it told, where it is not being told already, and wait until a peer has
+        confirmed it.  May take for ever."""
+        if cid.multihash not in self._telling:
+            self.provide_soon(cid)
         while self._queue.unconfirmed(cid.multihash):
             await self._confirmed.wait()
 
@@ -54,13 +57,25 @@ class Reprovider:
             self._all_due = now + REPROVIDE_SECONDS
         batch = self._queue.batch(now)
         if batch.keys:
-            told = await self._routing.provide_many(batch.keys)
+            self._telling = frozenset(batch.keys)
+            try:
+                told = await self._routing.provide_many(batch.keys, self._note_confirmed)
+            finally:
+                self._telling = frozenset()
             if self._queue.note(batch, told, trio.current_time()):
-                self._confirmed.set()
-                self._confirmed = trio.Event()
+                self._wake_waiting()
         ended = trio.current_time()
         pause = self._queue.pause(batch, now, ended)
         return max(0.0, min(pause, self._all_due - ended))
+
+    def _note_confirmed(self, key: bytes) -> None:
+        if self._queue.unconfirmed(key):
+            self._queue.confirmed(key)
+            self._wake_waiting()
+
+    def _wake_waiting(self) -> None:
+        self._confirmed.set()
+        self._confirmed = trio.Event()
 
     def _keys(self) -> list[bytes]:
         """In a worker: everything that this node provides."""

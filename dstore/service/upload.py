@@ -38,7 +38,7 @@ from dstore.limits import (
 from dstore.network.fragments_client import FragmentsClient, PutProgress, SlotBlock
 from dstore.network.slot_upload import ReadFragment
 from dstore.network.streams import Network
-from dstore.runtime import Runtime, open_plain_nursery
+from dstore.runtime import JointWork, Runtime, open_plain_nursery
 from dstore.service.holder import LocalHolder, LocalReception
 from dstore.service.slotreader import DataReader, ParityReader
 from dstore.service.stores import Stores
@@ -50,14 +50,23 @@ Stored = Callable[[int], None]
 @dataclass(frozen=True)
 class Offer:
     """What is offered with every slot of one segment; `owner` is the key that signed
-    `pin_record`."""
+    `pin_record`, `documents` the blocks of the manifest and the segment."""
 
     pin_record: bytes
     owner: bytes
     manifest: CID
     segment: Segment
+    documents: Mapping[CID, bytes]
     candidates: Sequence[Candidate]
     group: bytes
+
+    async def load(self, cid: CID) -> bytes:
+        """One of the documents, as a holder asks for it."""
+        return self.documents[cid]
+
+    async def load_all(self, cids: Sequence[CID]) -> list[bytes]:
+        """Some of the documents."""
+        return [self.documents[cid] for cid in cids]
 
     def assign(
         self, holders: Mapping[int, Collection[PeerId]], avoid: Collection[PeerId] = ()
@@ -246,6 +255,7 @@ class Uploader:
         self._holder = holder
         self._stores = stores
         self._runtime = runtime
+        self._noting_leases = JointWork(runtime.workers, self._note_leases, hands=1)
 
     async def place(
         self,
@@ -334,7 +344,7 @@ class Uploader:
                 envelope,
                 self._runtime.clock.now(),
             )
-            await self._runtime.workers.run(self._stores.catalog.put_placement, placement)
+            await self._noting_leases.run(placement)
             bringing.holders.setdefault(slot, set()).add(peer)
         way.ended = True
         bringing.changed.set()
@@ -354,7 +364,7 @@ class Uploader:
                 return await bringing.parity.read(fragment.stripe, slot)
 
         if peer == self._network.peer_id:
-            reception = await self._holder.offer_slot(peer, put, self._load)
+            reception = await self._holder.offer_slot(peer, put, offer.load_all)
             await self._keep(way, reception, fragments, read)
             envelope = await reception.finish()
             bringing.stored(segment.slot_bytes(slot))
@@ -367,7 +377,7 @@ class Uploader:
             bringing.stored(news.stored - last)
             last = news.stored
 
-        return await self._client.put_slot(peer, put, self._load, fragments, read, progress)
+        return await self._client.put_slot(peer, put, offer.load, fragments, read, progress)
 
     async def _keep(
         self,
@@ -421,8 +431,10 @@ class Uploader:
             raise ProtocolViolation(f"{peer} answered with a lease that has ended")
         return lease
 
-    async def _load(self, cid: CID) -> bytes:
-        return await self._runtime.workers.run(self._stores.blocks.get, cid)
+    def _note_leases(self, placements: Sequence[Placement]) -> list[bool]:
+        """In a worker."""
+        self._stores.catalog.put_placements(list(placements))
+        return [True] * len(placements)
 
 
 def _first_wrong(batch: Sequence[tuple[SlotBlock, bytes]]) -> CID | None:

@@ -16,6 +16,7 @@ from functools import partial
 from dstore.core.kad_messages import KadMessage, KadPeer, MessageType
 from dstore.core.kad_provision import Exchange, Provided, SharedLookups, Telling, parts_of
 from dstore.core.kademlia import closest_of, kad_id
+from dstore.core.neighbourhood import Neighbourhood
 from dstore.core.provide_queue import Batch, ProvideQueue
 from dstore.limits import (
     KAD_BUCKET,
@@ -109,7 +110,8 @@ class _ToldBatch:
             burst.report.lookup_messages += search.outcome.messages
             burst.report.messages += search.outcome.messages
             peers = search.outcome.closest
-            served = burst.shared.served(keys, peers, wanted, ended=search.finished)
+            around = Neighbourhood(kad_id(keys[0]), peers, wanted, ended=search.finished)
+            served = burst.shared.served(keys, around)
             suspects = burst.node.suspects
             telling = Telling(
                 burst.node.peer, served, peers, lambda peer: suspects.has(peer, burst.sim.now)

@@ -15,7 +15,7 @@ from dstore.core.cid import CID
 from dstore.core.peerid import PeerId
 from dstore.core.wire import Refusal
 from dstore.errors import DstoreError, Refused
-from dstore.network.fragments_server import FetchBlock
+from dstore.network.fragments_server import FetchBlocks
 
 SlotKey = tuple[CID, int]
 
@@ -106,11 +106,12 @@ class MemoryHolder:
         return wire.Haves(tuple(self.holdings.get(cid, wire.Holding(cid)) for cid in segments))
 
     async def offer_slot(
-        self, peer: PeerId, offer: wire.PutSlot, fetch_block: FetchBlock
+        self, peer: PeerId, offer: wire.PutSlot, fetch_blocks: FetchBlocks
     ) -> MemoryReception:
         await self._asked("offer_slot")
-        for cid in self.documents:
-            self.fetched[cid] = await fetch_block(cid)
+        if self.documents:
+            fetched = await fetch_blocks(self.documents)
+            self.fetched |= zip(self.documents, fetched, strict=True)
         key = (offer.segment, offer.slot)
         if key not in self.expected:
             raise Refused("nobody expects this slot", Refusal.POLICY)

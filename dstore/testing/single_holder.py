@@ -85,9 +85,9 @@ class Protected:
         """The blocks of a slot of the first segment."""
         return [(cid, self.blocks[cid]) for _, cid, _ in self.segment.slot_blocks(slot)]
 
-    async def load(self, cid: CID) -> bytes:
+    async def load(self, cids: Sequence[CID]) -> list[bytes]:
         """As an owner answers for the manifest and the segments."""
-        return self.blocks[cid]
+        return [self.blocks[cid] for cid in cids]
 
     def under(self, name: str) -> Protected:
         """Another root that shares all segments with this one."""

@@ -252,6 +252,29 @@ async def test_documents_are_checked(case: str, autojump_clock: trio.testing.Moc
         assert not world.holder.fetched
 
 
+async def test_a_missing_document_leaves_the_stream_in_order(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with served() as world:
+        world.slot(1)
+        world.holder.documents = [MANIFEST, SEGMENT]
+        script = await world.stream()
+        await script.request(OFFER)
+        assert [await script.answer() for _ in range(2)] == [
+            wire.Wanted(MANIFEST),
+            wire.Wanted(SEGMENT),
+        ]
+        await script.upload(wire.Document(MANIFEST, None))
+        await script.upload(wire.Document(SEGMENT, 7), b"segment")
+        answer = await script.answer()
+        assert isinstance(answer, wire.Refusing)
+        assert answer.reason == wire.Refusal.NOT_FOUND
+        # What came behind it was not taken for the next request.
+        await script.request(wire.HelloRequest())
+        assert isinstance(await script.answer(), wire.Hello)
+        assert world.kinds() == []
+
+
 # --- Threat 7: peers that stall or die -----------------------------------------------------
 
 

@@ -300,8 +300,8 @@ def test_a_slot_is_refused_unless_record_manifest_and_segment_form_a_chain() -> 
                 "no such slot": wire.PutSlot(good, manifest.cid, segment.cid, 2),
             }
 
-            async def load(wanted: CID) -> bytes:
-                return documents[wanted]
+            async def load(wanted: Sequence[CID]) -> list[bytes]:
+                return [documents[cid] for cid in wanted]
 
             holder = holder_of(cluster, 1)
             for name, offer in offers.items():

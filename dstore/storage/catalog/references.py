@@ -46,7 +46,9 @@ class ReferenceTables:
         with self._db.transaction(durable=False) as connection:
             mark_released(connection, ReferenceKind.OPERATION, operation_key(operation))
             connection.execute("DELETE FROM operations WHERE id = ?", (operation,))
-        self.finish_releases()
+            finished = _delete_released(connection)
+        if not finished:
+            self.finish_releases()
 
     def operations(self) -> list[Operation]:
         """The running operations; at start-up, those that a dead process left."""
@@ -102,20 +104,10 @@ class ReferenceTables:
     def finish_releases(self) -> None:
         """Delete the rows of released sets, in steps that let others in between.  Also due
         at start-up: a dead process may have left some."""
-        while True:
+        finished = False
+        while not finished:
             with self._db.transaction(durable=False) as connection:
-                row = connection.execute(
-                    "SELECT id FROM reference_sets WHERE released = 1 LIMIT 1"
-                ).fetchone()
-                if row is None:
-                    return
-                deleted = connection.execute(
-                    "DELETE FROM block_references WHERE (multihash, set_id) IN"
-                    " (SELECT multihash, set_id FROM block_references WHERE set_id = ? LIMIT ?)",
-                    (row[0], _ROWS_PER_TRANSACTION),
-                ).rowcount
-                if deleted < _ROWS_PER_TRANSACTION:
-                    connection.execute("DELETE FROM reference_sets WHERE id = ?", row)
+                finished = _delete_released(connection)
 
     def referenced(self, multihashes: Sequence[bytes]) -> list[bool]:
         """For each multihash whether anything keeps it."""
@@ -212,3 +204,24 @@ def mark_released(connection: sqlite3.Connection, kind: ReferenceKind, key: byte
         "UPDATE reference_sets SET released = 1 WHERE kind = ? AND key = ? AND released = 0",
         (int(kind), key),
     )
+
+
+def _delete_released(connection: sqlite3.Connection) -> bool:
+    """Within a transaction: delete rows of released sets, so many at most; whether none are
+    left."""
+    left = _ROWS_PER_TRANSACTION
+    while left > 0:
+        row = connection.execute(
+            "SELECT id FROM reference_sets WHERE released = 1 LIMIT 1"
+        ).fetchone()
+        if row is None:
+            return True
+        deleted = connection.execute(
+            "DELETE FROM block_references WHERE (multihash, set_id) IN"
+            " (SELECT multihash, set_id FROM block_references WHERE set_id = ? LIMIT ?)",
+            (row[0], left),
+        ).rowcount
+        if deleted < left:
+            connection.execute("DELETE FROM reference_sets WHERE id = ?", row)
+        left -= deleted + 1
+    return False

@@ -15,6 +15,7 @@ from dstore.core.kademlia import closest_of, kad_id
 from dstore.core.peerid import PeerId
 from dstore.limits import (
     KAD_BUCKET,
+    KAD_FOUND_SECONDS,
     KAD_LOOKUP_SECONDS,
     KAD_POLL_SECONDS,
     KAD_POOLED_IDLE_SECONDS,
@@ -22,6 +23,7 @@ from dstore.limits import (
 )
 from dstore.network import routing as routing_module
 from dstore.network.kad_requests import RequestStreams
+from dstore.network.kad_search import Search
 from dstore.network.routing import ProviderEntry, RoutingOptions
 from dstore.network.streams import PeerAddresses
 from dstore.testing.deterministic import peer_number
@@ -312,6 +314,45 @@ async def test_many_keys_share_lookups_and_reach_the_truly_closest(
         )
         assert all(each.enough for each in more.values())
         assert await cluster.routings[1].provide_many([]) == {}
+
+
+async def test_a_search_of_a_moment_ago_is_an_answer_until_something_changes(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[bytes] = []
+    run = Search.run
+
+    async def counted(search: Search, deadline: float, nursery: trio.Nursery) -> None:
+        searched.append(search._request.key)
+        await run(search, deadline, nursery)
+
+    async with routing_cluster(8) as cluster:
+        await trio.sleep(2 * KAD_POLL_SECONDS)
+        monkeypatch.setattr(Search, "run", counted)
+        routing = cluster.routings[3]
+        assert len(await routing.closest_peers(key_of(0))) == 7
+        for number in range(1, 5):
+            assert await routing.provide(key_of(number)) == 7
+            found = await routing.closest_peers(key_of(number))
+            assert recall(found, key_of(number), [cluster.id(n) for n in range(8) if n != 3]) == 1
+        assert searched == [key_of(0)]
+        # Somebody has come.
+        await cluster.start()
+        await cluster.join([8])
+        await cluster.routings[8].closest_peers(cluster.id(3).binary)
+        searched.clear()
+        assert await routing.provide(key_of(5)) == 8
+        assert searched == [key_of(5)]
+        # Somebody has fallen silent: once that was noticed it is not relied on any more.
+        cluster.hub.pause(cluster.id(1))
+        assert await routing.provide(key_of(6)) == 7
+        assert searched == [key_of(5)]
+        assert await routing.provide(key_of(7)) == 7
+        assert searched == [key_of(5), key_of(7)]
+        cluster.hub.resume(cluster.id(1))
+        await trio.sleep(KAD_FOUND_SECONDS)
+        assert len(await routing.closest_peers(key_of(8))) == 8
+        assert searched[2:] == [key_of(8)]
 
 
 async def test_bad_keys_are_the_callers_fault(autojump_clock: MockClock) -> None:

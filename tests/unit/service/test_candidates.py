@@ -7,8 +7,9 @@ import trio
 
 from dstore.core.peerid import PeerId
 from dstore.core.placement import Candidate
-from dstore.core.wire import Role
-from dstore.limits import GIB, HELLO_SECONDS, KAD_LOOKUP_SECONDS
+from dstore.core.wire import Hello, Role
+from dstore.limits import GIB, HELLO_KEPT_SECONDS, HELLO_SECONDS, KAD_LOOKUP_SECONDS
+from dstore.network.fragments_client import FragmentsClient
 from dstore.service.candidates import label_domains, peer_domains
 from dstore.service.node import NodeOptions
 from dstore.testing.cluster import Cluster, open_cluster
@@ -64,10 +65,47 @@ def test_silent_peers_cost_a_bounded_time(kind: str) -> None:
                 await cluster.kill(3)
             else:
                 cluster.hub.pause(cluster.peer(3))
+                # What it said a moment ago is taken for true until then, or until it fails.
+                assert len(await find(cluster, 0)) == 4
+                await trio.sleep(HELLO_KEPT_SECONDS)
             begin = trio.current_time()
             found = await find(cluster, 0)
             assert set(found) == {cluster.peer(n) for n in (1, 2, 4)}
             assert trio.current_time() - begin <= HELLO_SECONDS + KAD_LOOKUP_SECONDS
+
+    run_deterministic(1, main)
+
+
+def test_what_a_peer_said_is_remembered_while_it_is_connected_and_does_not_fail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[PeerId] = []
+    hello = FragmentsClient.hello
+
+    async def counted(client: FragmentsClient, peer: PeerId) -> Hello:
+        asked.append(peer)
+        return await hello(client, peer)
+
+    async def main() -> None:
+        async with open_cluster(4) as cluster:
+            monkeypatch.setattr(FragmentsClient, "hello", counted)
+            finder = cluster[0]._publisher._candidates
+            first = await find(cluster, 0)
+            assert sorted(asked) == sorted(cluster.peer(n) for n in (1, 2, 3))
+            asked.clear()
+            assert await find(cluster, 0) == first
+            assert asked == []
+            finder.forget([cluster.peer(2)])
+            assert await find(cluster, 0) == first
+            assert asked == [cluster.peer(2)]
+            await cluster.kill(3)
+            asked.clear()
+            assert cluster.peer(3) not in await find(cluster, 0)
+            assert asked == [cluster.peer(3)]
+            await trio.sleep(HELLO_KEPT_SECONDS)
+            asked.clear()
+            await find(cluster, 0)
+            assert {cluster.peer(1), cluster.peer(2)} <= set(asked)
 
     run_deterministic(1, main)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -208,15 +209,18 @@ async def test_documents_that_do_not_fit_each_other_are_refused(tmp_path: Path) 
     async with open_single_holder(tmp_path) as here:
         record = root.record(here.owner)
 
-        async def garbage(cid: CID) -> bytes:
-            return b"\xa0"
+        async def garbage(cids: Sequence[CID]) -> list[bytes]:
+            return [b"\xa0" for _ in cids]
+
+        async def of_both(cids: Sequence[CID]) -> list[bytes]:
+            return [(root.blocks | other.blocks)[cid] for cid in cids]
 
         with pytest.raises(Refused) as error:
             await here.holder.offer_slot(ASKER, root.offer(record, 0), garbage)
         assert refused(error) == Refusal.MALFORMED
         foreign = wire.PutSlot(record, root.manifest.cid, other.segment.cid, 0)
         with pytest.raises(Refused, match="does not list"):
-            await here.holder.offer_slot(ASKER, foreign, root.load)
+            await here.holder.offer_slot(ASKER, foreign, of_both)
         empty = protect(5, code=(2, 1), stripes=1)
         with pytest.raises(Refused, match="nothing in slot 3"):
             await here.holder.offer_slot(

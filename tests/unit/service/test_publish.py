@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 
 from dstore.core.cid import CID
 from dstore.errors import InsufficientPeers, NotFoundError, Unreachable
+from dstore.network.fragments_client import FragmentsClient
+from dstore.network.kad_requests import RequestStreams
+from dstore.network.kad_search import Search
 from dstore.service.node import Node
 from dstore.service.progress import AddOptions, Progress
 from dstore.testing.cluster import Cluster, open_cluster
@@ -261,5 +265,43 @@ def test_silence_of_all_peers_is_no_evidence_of_absence() -> None:
                 cluster.hub.pause(cluster.peer(number))
             with pytest.raises(Unreachable, match="answered"):
                 await cluster[3].resolve(CID.of(0x55, b"who knows"))
+
+    run_deterministic(1, main)
+
+
+def test_roots_added_one_after_the_other_ask_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Six nodes, files of a block: the peers are told of each root, and asked nothing anew."""
+    done: Counter[str] = Counter()
+
+    def count(owner: type, name: str) -> None:
+        whole = getattr(owner, name)
+
+        def counted(*words: object, **named: object) -> object:
+            done[name] += 1
+            return whole(*words, **named)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    async def main() -> None:
+        async with open_cluster(6) as cluster:
+            for number in range(12):
+                if number == 2:
+                    for owner, name in (
+                        (FragmentsClient, "hello"),
+                        (Search, "run"),
+                        (RequestStreams, "exchange_all"),
+                    ):
+                        count(owner, name)
+                added = cluster[0].add_stream(
+                    stream(content(4096, number)), AddOptions(code=(3, 2))
+                )
+                assert (await added).protected
+            # The adder and three holders, each to five others, root and segment together;
+            # twice where the adder is a holder too.
+            assert done["exchange_all"] <= 10 * 5 * 5
+            assert done["run"] <= 6  # the first of each node
+            assert done["hello"] == 0
 
     run_deterministic(1, main)

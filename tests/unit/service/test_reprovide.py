@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import cast
@@ -39,12 +39,19 @@ class Told:
         self.keys: list[tuple[float, bytes]] = []
         self.batches: list[list[bytes]] = []
         self.told = self.confirms = 1
+        self.late_seconds = 0.0  # of the last peer, after another has confirmed
 
-    async def provide_many(self, keys: Sequence[bytes]) -> dict[bytes, Provided]:
+    async def provide_many(
+        self, keys: Sequence[bytes], on_confirmed: Callable[[bytes], None]
+    ) -> dict[bytes, Provided]:
         assert all(0 < len(key) <= KAD_KEY_BYTES_MAX for key in keys)
         self.keys += [(trio.current_time(), key) for key in keys]
         self.batches.append(list(keys))
         await trio.sleep(0.01 * len(keys))
+        if self.confirms:
+            for key in keys:
+                on_confirmed(key)
+        await trio.sleep(self.late_seconds)
         return dict.fromkeys(keys, Provided(self.told, self.confirms))
 
 
@@ -124,6 +131,24 @@ async def test_announcing_waits_for_a_confirmation(bench: Bench, autojump_clock:
         bench.dht.confirms = 1
         await announced.wait()
         assert len(bench.told()) == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_announcing_ends_with_the_first_peer_that_confirms(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    bench.dht.late_seconds = 4.0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.reprovider.worker.run)
+        begun = trio.current_time()
+        await bench.reprovider.announce(cid(1))
+        assert trio.current_time() - begun < 1
+        # It is being told: to ask for it again is to wait for no other turn.
+        await bench.reprovider.announce(cid(1))
+        assert trio.current_time() - begun < 1
+        await trio.sleep(5)
+        assert len(bench.told()) == 1
+        assert bench.reprovider.due == 0
         nursery.cancel_scope.cancel()
 
 

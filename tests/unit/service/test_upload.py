@@ -110,7 +110,13 @@ class Bench:
         candidates = [Candidate(node_key(n).peer_id, frozenset({f"label:{n}"}), GIB) for n in peers]
         root, owner = self.root, self.here.owner
         return Offer(
-            root.record(owner), owner.public, root.manifest.cid, root.segment, candidates, b"g"
+            pin_record=root.record(owner),
+            owner=owner.public,
+            manifest=root.manifest.cid,
+            segment=root.segment,
+            documents={one.cid: one.block for one in (root.manifest, root.segment)},
+            candidates=candidates,
+            group=b"g",
         )
 
     async def place(
