@@ -336,6 +336,11 @@ SHUTDOWN_SECONDS: Final = 5  # what is under way may end in this time, then it i
 # --- HTTP ------------------------------------------------------------------------------
 HTTP_PATH_CHARS_MAX: Final = 8192
 HTTP_HEADER_BYTES_MAX: Final = 32 * KIB
+HTTP_HEADERS_MAX: Final = 128  # of one request
+HTTP_PIPELINED_MAX: Final = 128  # requests read ahead of answers, all of one read
+HTTP_READ_HEAD_BYTES: Final = 16 * KIB  # at once, where a head may come
+HTTP_READ_BYTES: Final = 64 * KIB  # at once, of a body
+HTTP_BODY_BYTES_WAITING: Final = 4 * HTTP_READ_BYTES  # read ahead of who takes it
 HTTP_JSON_BYTES_MAX: Final = MIB
 HTTP_CONNECTIONS_MAX: Final = 1024  # per server; the next one is closed at once
 HTTP_IDLE_SECONDS: Final = 15  # between requests, and for the headers of one
