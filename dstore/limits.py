@@ -289,7 +289,11 @@ ROOT_GUESS_FIRST_SECONDS: Final = 0.02
 ROOT_GUESS_SECONDS: Final = 0.05
 ROOT_GUESS_BYTES: Final = 64 * KIB  # about what a root has
 INNER_NODES_KEPT_BYTES: Final = MIB  # of blocks; parsed, an entry takes some 500 bytes
-HELD_LOOKUP_BLOCKS: Final = 64  # of a file, looked for here together
+HELD_LOOKUP_BLOCKS: Final = 64  # of a file or directory, looked for here together
+# So many files of as many neighbours in a directory asked for, and the others are fetched too,
+# where they are small: in vain, that is at most three times what was wanted.
+DIRECTORY_AHEAD_AFTER: Final = 16
+DIRECTORY_AHEAD_FILE_BYTES: Final = 16 * KIB
 ASKED_PEERS_MAX: Final = 32  # connected peers asked about a root beside the DHT
 DHT_AFTER_SECONDS: Final = 0.05  # that they have the word alone
 DISCOVERY_AGAIN_SECONDS: Final = 5
