@@ -223,6 +223,7 @@ class CID:
         return CID.from_bytes, (self.binary,)
 
 
+@lru_cache(maxsize=1024)  # one answer of a gateway names its root and its file several times
 def _base32(binary: bytes) -> str:
     """Multibase base32: RFC 4648, lower case, without padding."""
     return "b" + b32encode(binary).rstrip(b"=").decode().lower()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import trio
 
@@ -107,15 +107,22 @@ class Retriever:
                 raise NotFoundError(f"/ipfs/{path} does not exist")
             cid = below
             passed.append(cid)
-        return replace(await self.entry(root, cid, held=held), path=tuple(passed))
+        return await self.entry(root, cid, held=held, path=tuple(passed))
 
-    async def entry(self, root: CID, cid: CID, *, held: bool = True) -> Entry:
-        """What the node `cid` of the root's DAG is; `held` as for `RootSession.block`.
-        Raises as `resolve`."""
+    async def entry(
+        self, root: CID, cid: CID, *, held: bool = True, path: tuple[CID, ...] = ()
+    ) -> Entry:
+        """What the node `cid` of the root's DAG is, which `path` led to; `held` as for
+        `RootSession.block`.  Raises as `resolve`."""
         session = self.session(root)
         if cid.codec == DAG_CBOR:
-            return Entry(cid, "file", len(await session.block(cid, held=held)))
-        return _entry(cid, await self._directories.node(session, cid, held=held))
+            return Entry(cid, "file", len(await session.block(cid, held=held)), path=path)
+        node = await self._directories.node(session, cid, held=held)
+        if isinstance(node, File):
+            return Entry(cid, "file", node.size, path=path)
+        if isinstance(node, Symlink):
+            return Entry(cid, "symlink", len(node.target), node.target, path)
+        return Entry(cid, "directory", path=path)
 
     async def block(self, root: CID, cid: CID, *, held: bool = True) -> bytes:
         """One block of the root's DAG, verified; `held` as for `RootSession.block`."""
@@ -256,11 +263,3 @@ async def _pieces(
         )
         if (inline := await enter(node, extent.start, depth)) is not None:
             yield inline
-
-
-def _entry(cid: CID, node: Node) -> Entry:
-    if isinstance(node, File):
-        return Entry(cid, "file", node.size)
-    if isinstance(node, Symlink):
-        return Entry(cid, "symlink", len(node.target), node.target)
-    return Entry(cid, "directory")
