@@ -53,7 +53,6 @@ class Connection:
         self, stream: trio.SocketStream, app: App, stopping: Callable[[], bool], clock: Clock
     ) -> None:
         self.socket = stream.socket
-        self._stream = stream
         self._app = app
         self._stopping = stopping
         self._clock = clock
@@ -155,12 +154,12 @@ class Connection:
             "headers": request.headers,
             **addresses,
         }
-        with trio.CancelScope() as self._handler:
-            try:
+        try:
+            with trio.CancelScope() as self._handler:
                 await self._app(scope, answer.receive, answer.send)
-            except Exception:
-                # The boundary between the server and what it serves: an error of one request.
-                log.exception("a request failed", extra={"path": scope["path"]})
+        except Exception:
+            # The boundary between the server and what it serves: an error of one request.
+            log.exception("a request failed", extra={"path": scope["path"]})
         self._handler = None
         if self._gone or self._broken:
             return False
@@ -190,8 +189,8 @@ class Connection:
             self.socket.shutdown(trio.socket.SHUT_WR)
         except OSError:
             return
-        request = self._reader.requests[0] if self._reader.requests else None
-        if self._reader.refusal is None and (request is None or request.ended):
+        waiting = list(self._reader.requests)
+        if self._reader.refusal is None and len(waiting) < 2 and all(one.ended for one in waiting):
             return  # all that it sent has been read
         with trio.move_on_after(HTTP_IDLE_SECONDS):
             while not self._gone:

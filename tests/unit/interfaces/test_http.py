@@ -298,3 +298,35 @@ async def test_an_application_that_fails_is_an_error_of_its_own_request(
             async with connection(server, request("/hello", "GET", LAST)) as stream:
                 assert (await everything(stream)).endswith(b"hello")
     assert "AttributeError" in caplog.text
+
+
+async def test_an_application_that_fails_as_it_is_cancelled_ends_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    entered = trio.Event()
+
+    async def fail() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise KeyError("while it was cleaning up")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/hello":
+            await answer(send, b"hello")
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            nursery.start_soon(trio.sleep_forever)
+            entered.set()
+
+    with caplog.at_level(logging.ERROR):
+        async with serve_http(app, "127.0.0.1", 0) as server:
+            async with connection(server, request("/fail")):
+                await entered.wait()
+            with trio.fail_after(PATIENCE_SECONDS):
+                while server.connections:
+                    await server._changed.wait()
+            async with connection(server, request("/hello", "GET", LAST)) as stream:
+                assert (await everything(stream)).endswith(b"hello")
+    assert "cleaning up" in caplog.text
