@@ -45,6 +45,7 @@ class _Kept:
     places: dict[str, int] | None = None  # of `entries`, by name
     held: dict[int, Collection[bytes]] = field(default_factory=dict)  # multihashes, by window
     asked: dict[int, int] = field(default_factory=dict)  # a bit for each that was not here
+    begun: set[int] = field(default_factory=set)  # windows that were fetched ahead
 
     def find(self, name: str, depth: int) -> Found | Descend | Absent:
         """As `lookup`, which goes through the names of a plain directory one by one."""
@@ -125,9 +126,11 @@ class Directories:
         before = kept.asked.get(number, 0)
         asked = kept.asked[number] = before | 1 << at
         if asked != before:
-            if asked.bit_count() == DIRECTORY_AHEAD_AFTER:
-                await self._fetch_ahead(session, kept, number)
-            elif asked.bit_count() == HELD_LOOKUP_BLOCKS // 2:
+            count = asked.bit_count()
+            if count == DIRECTORY_AHEAD_AFTER:
+                # Where this one came ahead, it is the turn of the next.
+                await self._fetch_ahead(session, kept, number + (number in kept.begun))
+            elif count == HELD_LOOKUP_BLOCKS // 2:
                 await self._fetch_ahead(session, kept, number + 1)
         return False
 
@@ -142,9 +145,11 @@ class Directories:
         return held
 
     async def _fetch_ahead(self, session: RootSession, kept: _Kept, number: int) -> None:
-        """Begin to fetch the small files of a window."""
-        if not session.can_keep(HELD_LOOKUP_BLOCKS * DIRECTORY_AHEAD_FILE_BYTES):
+        """Begin to fetch the small files of a window, once."""
+        whole = HELD_LOOKUP_BLOCKS * DIRECTORY_AHEAD_FILE_BYTES
+        if number in kept.begun or not session.can_keep(whole):
             return
+        kept.begun.add(number)
         held = await self._held(session, kept, number)
         for entry in kept.window(number):
             small = entry.dag_bytes is not None and entry.dag_bytes <= DIRECTORY_AHEAD_FILE_BYTES

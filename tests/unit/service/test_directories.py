@@ -26,7 +26,7 @@ from dstore.service.session import RootSession
 from dstore.testing.cluster import open_cluster
 from dstore.testing.deterministic import run_deterministic
 
-FILES = 3 * HELD_LOOKUP_BLOCKS
+FILES = 4 * HELD_LOOKUP_BLOCKS
 NAMES = [f"{number:03}" for number in range(FILES)]
 SETTLED_SECONDS = 5  # of a simulated clock: all that was begun has come
 
@@ -104,6 +104,11 @@ def test_where_many_neighbours_are_asked_for_the_next_ones_come_too(tmp_path: Pa
             assert reader.fetched - begun == HELD_LOOKUP_BLOCKS
             await reader.ask(NAMES[: HELD_LOOKUP_BLOCKS // 2])
             assert reader.fetched - begun == 2 * HELD_LOOKUP_BLOCKS
+            ahead = NAMES[HELD_LOOKUP_BLOCKS:][:DIRECTORY_AHEAD_AFTER]
+            await reader.ask(ahead[:-1])
+            assert reader.fetched - begun == 2 * HELD_LOOKUP_BLOCKS
+            await reader.ask(ahead)
+            assert reader.fetched - begun == 3 * HELD_LOOKUP_BLOCKS
             await reader.ask(NAMES)
             # Each has come once, whoever asked for it first.
             assert reader.fetched - begun == FILES
