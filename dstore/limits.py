@@ -294,6 +294,7 @@ HELD_LOOKUP_BLOCKS: Final = 64  # of a file or directory, looked for here togeth
 # where they are small: in vain, that is at most three times what was wanted.
 DIRECTORY_AHEAD_AFTER: Final = 16
 DIRECTORY_AHEAD_FILE_BYTES: Final = 16 * KIB
+ENTRY_CONTENT_BYTES_MAX: Final = 16 * KIB  # of a file that goes along with its entry
 ASKED_PEERS_MAX: Final = 32  # connected peers asked about a root beside the DHT
 DHT_AFTER_SECONDS: Final = 0.05  # that they have the word alone
 DISCOVERY_AGAIN_SECONDS: Final = 5
@@ -407,3 +408,5 @@ assert SLOT_STALL_SECONDS + SLOT_STALL_AGAIN_SECONDS + 2 * SLOT_WATCH_SECONDS < 
 assert MESSAGE_SECONDS < KEEPER_SECONDS  # an upload shows itself between two steps
 assert AT_RISK_SECONDS < HEALTH_CHECK_SECONDS < AWAY_SECONDS
 assert SEGMENT_BYTES_MAX <= PLACEMENT_GROUP_BYTES
+# Entries of a directory whose links lie about sizes.
+assert API_TREE_TASKS * ENTRY_CONTENT_BYTES_MAX <= API_TREE_BYTES

@@ -32,6 +32,7 @@ from dstore.limits import (
     DAG_BLOCKS_MAX,
     DAG_DEPTH_MAX,
     DAG_PENDING_LINKS_MAX,
+    ENTRY_CONTENT_BYTES_MAX,
     HELD_LOOKUP_BLOCKS,
     PREFETCH_NODES,
     READ_AHEAD_BYTES,
@@ -119,7 +120,9 @@ class Retriever:
             return Entry(cid, "file", len(await session.block(cid, held=held)), path=path)
         node = await self._directories.node(session, cid, held=held)
         if isinstance(node, File):
-            return Entry(cid, "file", node.size, path=path)
+            here = not node.children and len(node.data) == node.size <= ENTRY_CONTENT_BYTES_MAX
+            content = node.data if here else None
+            return Entry(cid, "file", node.size, path=path, content=content)
         if isinstance(node, Symlink):
             return Entry(cid, "symlink", len(node.target), node.target, path)
         return Entry(cid, "directory", path=path)

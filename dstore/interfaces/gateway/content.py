@@ -118,6 +118,8 @@ async def _file(node: Node, request: GatewayRequest, entry: Entry, name: str) ->
         target = entry.target.encode("utf-8", "surrogateescape")
         return _in_memory(entry.cid, f'"{entry.cid}"', target, SYMLINK)
     etag, media_type = f'"{entry.cid}"', type_of_name(name)
+    if entry.content is not None:
+        return _in_memory(entry.cid, etag, entry.content, media_type)
     if entry.cid.codec == RAW:
         # One block, which its entry was read from a moment ago.
         data = await node.block(request.root, entry.cid)
