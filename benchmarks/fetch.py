@@ -25,12 +25,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from benchmarks.http_files import fetch_all
 from benchmarks.local_add import MIB, make_file
 from benchmarks.protected import CODE, Role, devnet, digest_of, dstore, fresh_gateway, get
 
@@ -38,6 +38,7 @@ HOLDERS = 5
 _SICK_SLOTS = (0, 1)
 _SMALL_BYTES = 4096
 _CLIENTS = 8
+_WARM_TURNS = 3
 _NOTICED_SECONDS = 2  # the dead are not connected any more; the stopped look as ever
 
 Nodes = list[dict[str, Any]]
@@ -104,32 +105,9 @@ def whole(work: Path, nodes: Nodes, cid: str, size: int, digest: str) -> dict[st
         }
 
 
-def fetch_all(url: str, paths: list[str], clients: int) -> float:
-    """Seconds for all paths, over `clients` kept connections; the bodies are counted."""
-
-    def some(number: int) -> int:
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
-        got = 0
-        for path in paths[number::clients]:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            got += len(response.read())
-            if response.status != 200:
-                raise SystemExit(f"GET {path}: status {response.status}")
-        connection.close()
-        return got
-
-    begun = time.perf_counter()
-    with ThreadPoolExecutor(clients) as pool:
-        got = sum(pool.map(some, range(clients)))
-    if got != len(paths) * _SMALL_BYTES:
-        raise SystemExit(f"{got} bytes of {len(paths)} small files")
-    return time.perf_counter() - begun
-
-
 def small(work: Path, count: int, runs: int) -> dict[str, float]:
     """Files of 4 KiB, cold: `count` roots one by one; those of one directory, by eight
-    clients at once, and as one `dstore get`."""
+    clients at once, and as one `dstore get`.  `again`: those of the directory once more."""
     tree = work / "tree"
     tree.mkdir()
     for number in range(count):
@@ -145,10 +123,12 @@ def small(work: Path, count: int, runs: int) -> dict[str, float]:
             row = {}
             with fresh_gateway(work / f"one-{run}", nodes) as (_, url):
                 paths = [f"/ipfs/{cid}" for cid in roots]
-                row["roots_per_s"] = count / fetch_all(url, paths, 1)
+                row["roots_per_s"] = count / fetch_all(url, paths, 1, _SMALL_BYTES)
             with fresh_gateway(work / f"many-{run}", nodes) as (_, url):
                 paths = [f"/ipfs/{root}/{path.name}" for path in alone]
-                row["of_directory_per_s"] = count / fetch_all(url, paths, _CLIENTS)
+                row["of_directory_per_s"] = count / fetch_all(url, paths, _CLIENTS, _SMALL_BYTES)
+                warm = [fetch_all(url, paths, _CLIENTS, _SMALL_BYTES) for _ in range(_WARM_TURNS)]
+                row["again_per_s"] = count / statistics.median(warm)
             target = work / f"got-{run}"
             with fresh_gateway(work / f"get-{run}", nodes):
                 begun = time.perf_counter()

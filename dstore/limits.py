@@ -296,10 +296,15 @@ ROOT_GUESS_FIRST_SECONDS: Final = 0.02
 ROOT_GUESS_SECONDS: Final = 0.05
 ROOT_GUESS_BYTES: Final = 64 * KIB  # about what a root has
 INNER_NODES_KEPT_BYTES: Final = MIB  # of blocks; parsed, an entry takes some 500 bytes
-HELD_LOOKUP_BLOCKS: Final = 64  # of a file, looked for here together
+HELD_LOOKUP_BLOCKS: Final = 64  # of a file or directory, looked for here together
 HELD_LOOKUP_STRIPES: Final = 16  # to be decoded, likewise
 HELD_LOOKUPS_KEPT: Final = 64  # what was found, per root
 DECODE_BATCH_BYTES: Final = 4 * MIB  # of fragments, decoded in one call in a worker
+# So many files of as many neighbours in a directory asked for, and the others are fetched too,
+# where they are small: in vain, that is at most three times what was wanted.
+DIRECTORY_AHEAD_AFTER: Final = 16
+DIRECTORY_AHEAD_FILE_BYTES: Final = 16 * KIB
+ENTRY_CONTENT_BYTES_MAX: Final = 16 * KIB  # of a file that goes along with its entry
 ASKED_PEERS_MAX: Final = 32  # connected peers asked about a root beside the DHT
 DHT_AFTER_SECONDS: Final = 0.05  # that they have the word alone
 DISCOVERY_AGAIN_SECONDS: Final = 5
@@ -346,6 +351,11 @@ SHUTDOWN_SECONDS: Final = 5  # what is under way may end in this time, then it i
 # --- HTTP ------------------------------------------------------------------------------
 HTTP_PATH_CHARS_MAX: Final = 8192
 HTTP_HEADER_BYTES_MAX: Final = 32 * KIB
+HTTP_HEADERS_MAX: Final = 128  # of one request
+HTTP_PIPELINED_MAX: Final = 128  # requests read ahead of answers, all of one read
+HTTP_READ_HEAD_BYTES: Final = 16 * KIB  # at once, where a head may come
+HTTP_READ_BYTES: Final = 64 * KIB  # at once, of a body
+HTTP_BODY_BYTES_WAITING: Final = 4 * HTTP_READ_BYTES  # read ahead of who takes it
 HTTP_JSON_BYTES_MAX: Final = MIB
 HTTP_CONNECTIONS_MAX: Final = 1024  # per server; the next one is closed at once
 HTTP_IDLE_SECONDS: Final = 15  # between requests, and for the headers of one
@@ -409,3 +419,5 @@ assert SLOT_STALL_SECONDS + SLOT_STALL_AGAIN_SECONDS + 2 * SLOT_WATCH_SECONDS < 
 assert MESSAGE_SECONDS < KEEPER_SECONDS  # an upload shows itself between two steps
 assert AT_RISK_SECONDS < HEALTH_CHECK_SECONDS < AWAY_SECONDS
 assert SEGMENT_BYTES_MAX <= PLACEMENT_GROUP_BYTES
+# Entries of a directory whose links lie about sizes.
+assert API_TREE_TASKS * ENTRY_CONTENT_BYTES_MAX <= API_TREE_BYTES

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import trio
 
-from benchmarks.fetch import HOLDERS, Nodes, dstore_add_api, fetch_all, holder_names, sick
+from benchmarks.fetch import HOLDERS, Nodes, dstore_add_api, holder_names, sick
+from benchmarks.http_files import fetch_all
 from benchmarks.local_add import add
 from benchmarks.peers.measure import Trees, beside_sick, local_add, middle, whole
-from benchmarks.peers.peer import Load, Peer, Row
+from benchmarks.peers.peer import SMALL_BYTES, Load, Peer, Row
 from benchmarks.protected import CODE, devnet, dstore, fresh_gateway
 
 _SICK_SLOTS = (0, 1)
@@ -108,10 +109,10 @@ def small(work: Path, load: Load) -> Row:
         together = time.perf_counter() - begun
         dstore("devnet", "kill", nodes[-1]["name"], "--dir", str(work / "net"))
         with fresh_gateway(work / "each", nodes) as (_, url):
-            each = fetch_all(url, [f"/ipfs/{cid}" for cid in roots], 1)
+            each = fetch_all(url, [f"/ipfs/{cid}" for cid in roots], 1, SMALL_BYTES)
         with fresh_gateway(work / "tree", nodes) as (_, url):
             paths = [f"/ipfs/{root}/{path.name}" for path in load.names()]
-            tree = fetch_all(url, paths, CLIENTS)
+            tree = fetch_all(url, paths, CLIENTS, SMALL_BYTES)
     return {
         "small_put_per_s": load.small / alone,
         "small_put_together_per_s": load.small / together,

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.fetch import fetch_all
+from benchmarks.http_files import fetch_all
 from benchmarks.peers.measure import (
     Trees,
     beside_sick,
@@ -28,7 +28,7 @@ from benchmarks.peers.measure import (
     wait_until,
     whole,
 )
-from benchmarks.peers.peer import Load, Peer, Row, place, tell, venv_with
+from benchmarks.peers.peer import SMALL_BYTES, Load, Peer, Row, place, tell, venv_with
 from benchmarks.protected import SETTLED_SECONDS
 
 _REQUIREMENT = "tahoe-lafs==1.20.0"
@@ -197,10 +197,10 @@ def small(work: Path, load: Load) -> Row:
             root = connection.getresponse().read().decode()
             together = time.perf_counter() - begun
         with grid.gateway("each") as (_, url):
-            got = fetch_all(url, [_path(cap) for cap in alone], 1)
+            got = fetch_all(url, [_path(cap) for cap in alone], 1, SMALL_BYTES)
         with grid.gateway("tree") as (_, url):
             paths = [f"{_path(root)}/{path.name}" for path in load.names()]
-            got_tree = fetch_all(url, paths, _CLIENTS)
+            got_tree = fetch_all(url, paths, _CLIENTS, SMALL_BYTES)
     return {
         "small_put_per_s": load.small / each,
         "small_put_together_per_s": load.small / together,

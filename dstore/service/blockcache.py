@@ -12,7 +12,7 @@ class BlockCache:
     """Verified blocks in memory, the least recently used dropped first."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
+        self.bytes_max = bytes_max
         self._blocks: OrderedDict[bytes, bytes] = OrderedDict()
         self.bytes = 0
 
@@ -25,9 +25,9 @@ class BlockCache:
 
     def put(self, cid: CID, data: bytes) -> None:
         """Keep the block for a while."""
-        if cid.multihash in self._blocks or len(data) > self._bytes_max:
+        if cid.multihash in self._blocks or len(data) > self.bytes_max:
             return
         self._blocks[cid.multihash] = data
         self.bytes += len(data)
-        while self.bytes > self._bytes_max:
+        while self.bytes > self.bytes_max:
             self.bytes -= len(self._blocks.popitem(last=False)[1])

@@ -69,13 +69,15 @@ Kind = Literal["file", "directory", "symlink"]
 @dataclass(frozen=True)
 class Entry:
     """What a path resolves to. `size` is the file's length in bytes (None for directories).
-    `path` has the CID of each element of the path, the root's first, its own last."""
+    `path` has the CID of each element of the path, the root's first, its own last; `content` all
+    of a small file that is one block, which had to be read anyway."""
 
     cid: CID
     kind: Kind
     size: int | None = None
     target: str | None = None  # of a symlink
     path: tuple[CID, ...] = ()
+    content: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ file is read with a bounded number of bytes ahead, whatever its size and shape.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import trio
 
@@ -21,24 +21,19 @@ from dstore.core.unixfs import (
     Extent,
     File,
     FileChild,
-    Found,
     HamtShard,
     Node,
     Symlink,
     children_in_range,
-    listing,
-    lookup,
-    parse,
     parse_child,
 )
-from dstore.core.unixfs import Descend as DescendInto
 from dstore.errors import BudgetExceeded, InvalidPath, NotFoundError
 from dstore.limits import (
     DAG_BLOCKS_MAX,
     DAG_DEPTH_MAX,
     DAG_PENDING_LINKS_MAX,
+    ENTRY_CONTENT_BYTES_MAX,
     HELD_LOOKUP_BLOCKS,
-    INNER_NODES_KEPT_BYTES,
     PREFETCH_NODES,
     READ_AHEAD_BYTES,
     READ_AHEAD_TOTAL_BYTES,
@@ -46,6 +41,7 @@ from dstore.limits import (
     SESSION_SECONDS,
     SESSIONS_MAX,
 )
+from dstore.service.directories import Directories
 from dstore.service.pipeline import ByteBudget, in_order
 from dstore.service.progress import DirectoryEntry, Entry
 from dstore.service.session import RootSession
@@ -68,39 +64,6 @@ class _Piece:
     held: bool = True
 
 
-@dataclass(slots=True)
-class _Kept:
-    """An inner node, parsed, and which of its entries were here when that was asked."""
-
-    node: Node
-    size: int
-    held: Collection[bytes] | None = None
-
-
-class _InnerNodes:
-    """Parsed blocks of directories and large files, the least recently used dropped first:
-    many paths through one directory parse it once."""
-
-    def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-        self._bytes = 0
-        self._kept: OrderedDict[CID, _Kept] = OrderedDict()
-
-    def get(self, cid: CID) -> _Kept | None:
-        kept = self._kept.get(cid)
-        if kept is not None:
-            self._kept.move_to_end(cid)
-        return kept
-
-    def put(self, cid: CID, node: Node, size: int) -> None:
-        if cid in self._kept or size > self._bytes_max:
-            return
-        self._kept[cid] = _Kept(node, size)
-        self._bytes += size
-        while self._bytes > self._bytes_max:
-            self._bytes -= self._kept.popitem(last=False)[1].size
-
-
 class Retriever:
     """Reads files, directories and blocks of any root."""
 
@@ -108,7 +71,7 @@ class Retriever:
         self._new_session = new_session
         self._read_ahead = ByteBudget(READ_AHEAD_TOTAL_BYTES)
         self._sessions: OrderedDict[CID, tuple[float, RootSession]] = OrderedDict()
-        self._inner = _InnerNodes(INNER_NODES_KEPT_BYTES)
+        self._directories = Directories()
 
     def session(self, root: CID) -> RootSession:
         """The session of the root: what was found out about it stays for a while."""
@@ -136,64 +99,33 @@ class Retriever:
         session = self.session(root)
         cid, passed, held = root, [root], True
         for at, name in enumerate(names):
-            node = await self._node(session, cid)
-            below, held = await self._lookup(session, cid, node, name)
+            below, held = await self._directories.find(session, cid, name)
             if below is None:
                 path = "/".join((str(root), *names[: at + 1]))
+                node = await self._directories.node(session, cid)
                 if not isinstance(node, Directory | HamtShard):
                     raise InvalidPath(f"/ipfs/{path}: what comes before {name!r} is no directory")
                 raise NotFoundError(f"/ipfs/{path} does not exist")
             cid = below
             passed.append(cid)
-        return replace(await self.entry(root, cid, held=held), path=tuple(passed))
+        return await self.entry(root, cid, held=held, path=tuple(passed))
 
-    async def entry(self, root: CID, cid: CID, *, held: bool = True) -> Entry:
-        """What the node `cid` of the root's DAG is; `held` as for `RootSession.block`.
-        Raises as `resolve`."""
+    async def entry(
+        self, root: CID, cid: CID, *, held: bool = True, path: tuple[CID, ...] = ()
+    ) -> Entry:
+        """What the node `cid` of the root's DAG is, which `path` led to; `held` as for
+        `RootSession.block`.  Raises as `resolve`."""
         session = self.session(root)
         if cid.codec == DAG_CBOR:
-            return Entry(cid, "file", len(await session.block(cid, held=held)))
-        return _entry(cid, await self._node(session, cid, held=held))
-
-    async def _lookup(
-        self, session: RootSession, cid: CID, node: Node, name: str
-    ) -> tuple[CID | None, bool]:
-        """What the name leads to, and whether that may be here."""
-        depth = 0
-        while isinstance(node, Directory | HamtShard):
-            step = lookup(node, name, depth)
-            if isinstance(step, Found):
-                return step.cid, step.cid.multihash in await self._held_below(session, cid, node)
-            if not isinstance(step, DescendInto):
-                return None, False
-            cid, depth = step.cid, step.depth
-            node = await self._node(session, cid)
-        return None, False
-
-    async def _node(self, session: RootSession, cid: CID, *, held: bool = True) -> Node:
-        kept = self._inner.get(cid)
-        if kept is not None:
-            return kept.node
-        data = await session.block(cid, held=held)
-        node = parse(cid, data)
-        if isinstance(node, Directory | HamtShard) or (isinstance(node, File) and node.children):
-            self._inner.put(cid, node, len(data))
-        return node
-
-    async def _held_below(
-        self, session: RootSession, cid: CID, node: Directory | HamtShard
-    ) -> Collection[bytes]:
-        """The multihashes of the entries that are here: one look for all of them, as long as
-        the directory is kept."""
-        kept = self._inner.get(cid)
-        if kept is not None and kept.held is not None:
-            return kept.held
-        cids = [entry.cid for entry in listing(node).entries]
-        here = await session.held(cids)
-        held = {one.multihash for one, is_here in zip(cids, here, strict=True) if is_here}
-        if kept is not None:
-            kept.held = held
-        return held
+            return Entry(cid, "file", len(await session.block(cid, held=held)), path=path)
+        node = await self._directories.node(session, cid, held=held)
+        if isinstance(node, File):
+            here = not node.children and len(node.data) == node.size <= ENTRY_CONTENT_BYTES_MAX
+            content = node.data if here else None
+            return Entry(cid, "file", node.size, path=path, content=content)
+        if isinstance(node, Symlink):
+            return Entry(cid, "symlink", len(node.target), node.target, path)
+        return Entry(cid, "directory", path=path)
 
     async def block(self, root: CID, cid: CID, *, held: bool = True) -> bytes:
         """One block of the root's DAG, verified; `held` as for `RootSession.block`."""
@@ -224,7 +156,7 @@ class Retriever:
             first = await session.block(cid)
             node: Node = File(len(first), first)
         else:
-            node = await self._node(session, cid)
+            node = await self._directories.node(session, cid)
         if not isinstance(node, File):
             raise InvalidPath(f"{cid} is no file")
         stop = node.size if length is None else min(node.size, offset + length)
@@ -334,11 +266,3 @@ async def _pieces(
         )
         if (inline := await enter(node, extent.start, depth)) is not None:
             yield inline
-
-
-def _entry(cid: CID, node: Node) -> Entry:
-    if isinstance(node, File):
-        return Entry(cid, "file", node.size)
-    if isinstance(node, Symlink):
-        return Entry(cid, "symlink", len(node.target), node.target)
-    return Entry(cid, "directory")

@@ -7,7 +7,7 @@ lying costs one detour; it is remembered by the fetcher, and the next block goes
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 
@@ -92,6 +92,7 @@ class RootSession:
         self._segments: OrderedDict[CID, tuple[Segment, Holders]] = OrderedDict()
         self._decoder = StripeDecoder(fetcher, stores.blocks, cache, runtime.workers)
         self._blocks: Flights[bytes] = Flights(nursery)
+        self._looks: Flights[list[bool]] = Flights(nursery)
         self._loads: Flights[tuple[Segment, Holders]] = Flights(nursery)
         self._stripes: Flights[dict[int, bytes]] = Flights(nursery)
 
@@ -100,6 +101,10 @@ class RootSession:
         if not cids:
             return []
         return await self._runtime.workers.run(self._stores.blocks.has_many, cids)
+
+    async def held_once(self, key: Hashable, cids: Sequence[CID]) -> list[bool]:
+        """As `held`; those who look for the same (by `key`) at the same time share one look."""
+        return await self._looks.share(key, partial(self.held, cids))
 
     async def block(self, cid: CID, position: float = 0.0, *, held: bool = True) -> bytes:
         """The block, verified.  `position` from 0 to 1 is about where in the root's bytes it
@@ -120,15 +125,20 @@ class RootSession:
             )
         raise DeadlineExceeded(f"block {cid} did not come within {FETCH_BLOCK_SECONDS} s")
 
-    def prefetch(self, cid: CID, position: float = 0.0) -> None:
-        """Begin to fetch a block that will be asked for soon."""
-        if not cid.is_identity and self._cache.get(cid) is None:
-            self._blocks.start(("block", cid.multihash), partial(self._get_soon, cid, position))
+    def can_keep(self, size: int) -> bool:
+        """Whether so many bytes may be fetched before somebody wants them."""
+        return size <= self._cache.bytes_max
 
-    async def _get_soon(self, cid: CID, position: float) -> bytes:
+    def prefetch(self, cid: CID, position: float = 0.0, *, held: bool = True) -> None:
+        """Begin to fetch a block that will be asked for soon; see `block`."""
+        if not cid.is_identity and self._cache.get(cid) is None:
+            work = partial(self._get_soon, cid, position, held=held)
+            self._blocks.start(("block", cid.multihash), work)
+
+    async def _get_soon(self, cid: CID, position: float, *, held: bool) -> bytes:
         """As `_get`, in bounded time: perhaps nobody waits who would give up."""
         with trio.move_on_after(FETCH_BLOCK_SECONDS):
-            return await self._get(cid, position)
+            return await self._get(cid, position, held=held)
         raise DeadlineExceeded(f"block {cid} did not come within {FETCH_BLOCK_SECONDS} s")
 
     async def _get(self, cid: CID, position: float, *, held: bool = True) -> bytes:

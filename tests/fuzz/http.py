@@ -1,4 +1,5 @@
-"""Fuzz targets: what HTTP clients ask, and what the content of strangers does to a page."""
+"""Fuzz targets: what HTTP clients send and ask, and what the content of strangers does to a
+page."""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ from dstore.interfaces.gateway.ranges import (
     select_range,
 )
 from dstore.interfaces.gateway.request import parse_request, path_of, redirect_target
+from dstore.interfaces.http_requests import RequestReader
 from dstore.interfaces.text import escape_controls
-from dstore.limits import DAG_DEPTH_MAX
+from dstore.limits import DAG_DEPTH_MAX, HTTP_HEADERS_MAX, HTTP_PIPELINED_MAX
 from dstore.service.progress import DirectoryEntry
 from tests.fuzz.script import run
 from tests.fuzz.target import Target
@@ -51,6 +53,53 @@ def _scope(data: bytes) -> dict[str, Any]:
         "server": ("127.0.0.1", 8080),
         "scheme": "http",
     }
+
+
+def http(data: bytes) -> None:
+    """What a client sends is read alike however it is cut; a request that is taken has one
+    host, one length, and nothing in its head that could be another line of it."""
+    seen = []
+    for piece in (len(data) or 1, 1, 7):
+        reader, bodies = RequestReader(), dict[int, bytes]()
+        for start in range(0, len(data), piece):
+            reader.feed(data[start : start + piece])
+            for number, request in enumerate(reader.requests):
+                bodies[number] = bodies.get(number, b"") + request.take()
+        assert len(reader.requests) <= HTTP_PIPELINED_MAX
+        assert reader.refusal in (None, 400, 431, 501, 503, 505)
+        seen.append((reader.refusal, [_request_form(one) for one in reader.requests], bodies))
+    assert seen[0] == seen[1] == seen[2]
+    refusal, requests, _ = seen[0]
+    for number, (_, ended, keeps_alive, _, headers) in enumerate(requests):
+        _framing(headers)
+        last = number == len(requests) - 1
+        assert ended or last
+        assert keeps_alive or last
+        assert refusal is None or ended or last
+
+
+def _request_form(request: Any) -> tuple[Any, ...]:
+    target = request.target.decode("ascii")
+    assert target.isprintable()
+    assert " " not in target
+    assert request.method.isupper()
+    where = (request.method, target, request.version)
+    return where, request.ended, request.keep_alive, request.waits, tuple(request.headers)
+
+
+def _framing(headers: tuple[tuple[bytes, bytes], ...]) -> None:
+    assert len(headers) <= HTTP_HEADERS_MAX
+    names = [name for name, _ in headers]
+    assert names.count(b"host") <= 1
+    assert names.count(b"content-length") + names.count(b"transfer-encoding") <= 1
+    for name, value in headers:
+        assert name == name.lower()
+        assert not set(name) & set(b" :\t\r\n\0")
+        assert not set(value) & set(b"\r\n\0")
+        if name == b"content-length":
+            assert value.isdigit()
+        elif name == b"transfer-encoding":
+            assert value.lower() == b"chunked"
 
 
 def gateway(data: bytes) -> None:
@@ -193,6 +242,20 @@ def _path(given: dict[str, Any]) -> None:
         assert not {"", ".", ".."} & set(names)
 
 
+def connections() -> Iterator[bytes]:
+    yield b"GET /ipfs/x?y HTTP/1.1\r\nHost: x\r\nRange: bytes=0-9\r\n\r\n"
+    yield b"GET / HTTP/1.0\r\n\r\nHEAD / HTTP/1.1\r\nHost: x\r\n\r\n"
+    yield (
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\nabc"
+        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    yield (
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"3;a=b\r\nabc\r\n0\r\nA: b\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    )
+    yield b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+
+
 def gateway_requests() -> Iterator[bytes]:
     root = str(_ROOT).encode()
     yield root + b"/a%20b/c\xff/?format=raw&filename=x.txt&download=true\nRange: bytes=0-9"
@@ -231,6 +294,7 @@ def api_requests() -> Iterator[bytes]:
 
 
 TARGETS = {
+    "http": Target(http, connections, bytes_max=2048),
     "gateway": Target(gateway, gateway_requests, bytes_max=2048),
     "content": Target(content, contents, bytes_max=2048),
     "api": Target(api, api_requests, bytes_max=2048),

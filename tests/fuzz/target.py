@@ -43,6 +43,7 @@ MODULES = {
     "walk": "dags",
     "cid": "names",
     "peer-id": "names",
+    "http": "http",
     "gateway": "http",
     "content": "http",
     "api": "http",

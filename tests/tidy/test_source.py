@@ -20,7 +20,11 @@ LONG_FUNCTIONS: dict[str, int] = {}
 
 # Where the outside world comes in.
 CLOCK_AND_RANDOM = {"dstore/runtime.py"}
-BROAD_EXCEPT = {"dstore/network/host.py": 1, "dstore/service/worker.py": 1}
+BROAD_EXCEPT = {
+    "dstore/interfaces/http_connection.py": 1,
+    "dstore/network/host.py": 1,
+    "dstore/service/worker.py": 1,
+}
 
 _NO_FILE_IS_CALLED = re.compile(r"(^|_)(utils?|helpers?|common|misc)(_|$)")
 _UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK|stub|placeholder)\b", re.IGNORECASE)
@@ -127,7 +131,7 @@ def _is_broad(handler: ast.ExceptHandler) -> bool:
     return not any(isinstance(node, ast.Raise) for node in ast.walk(handler))
 
 
-def test_broad_excepts_stand_at_the_two_boundaries_only() -> None:
+def test_broad_excepts_stand_at_the_boundaries_only() -> None:
     found: dict[str, int] = {}
     for one in sources("dstore"):
         count = sum(

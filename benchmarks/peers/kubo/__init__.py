@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fetch import fetch_all
+from benchmarks.http_files import fetch_all
 from benchmarks.peers.measure import (
     Trees,
     free_port,
@@ -28,7 +28,7 @@ from benchmarks.peers.measure import (
     wait_until,
     whole,
 )
-from benchmarks.peers.peer import Load, Peer, Row, Unavailable, place, tell
+from benchmarks.peers.peer import SMALL_BYTES, Load, Peer, Row, Unavailable, place, tell
 from benchmarks.protected import SETTLED_SECONDS
 
 _HERE = Path(__file__).parent
@@ -150,9 +150,9 @@ def small(work: Path, load: Load) -> Row:
         cids = [giver.add_bytes(connection, body) for body in bodies]
         each = time.perf_counter() - begun
         root, together = giver.add(load.tree, "-r")
-        got = fetch_all(taker.url, [f"/ipfs/{cid}" for cid in cids], 1)
+        got = fetch_all(taker.url, [f"/ipfs/{cid}" for cid in cids], 1, SMALL_BYTES)
         paths = [f"/ipfs/{root}/{urllib.parse.quote(path.name)}" for path in load.names()]
-        got_tree = fetch_all(taker.url, paths, _CLIENTS)
+        got_tree = fetch_all(taker.url, paths, _CLIENTS, SMALL_BYTES)
     return {
         "small_add_per_s": load.small / each,
         "small_add_together_per_s": load.small / together,

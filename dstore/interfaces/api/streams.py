@@ -179,11 +179,13 @@ async def tree(node: Node, root: CID, top: Entry) -> AsyncGenerator[bytes, None]
 @asynccontextmanager
 async def _content(node: Node, root: CID, entry: Entry) -> AsyncIterator[AsyncIterator[bytes]]:
     """The bytes of a file."""
-    if entry.cid.codec != RAW:
+    if entry.content is not None:
+        yield from_iterable([entry.content] if entry.size else [])
+    elif entry.cid.codec == RAW:  # all of it is in memory since its entry was looked at
+        yield from_iterable([await node.block(root, entry.cid)])
+    else:
         async with node.read(root, entry.cid) as chunks:
             yield chunks
-    else:  # all of it is in memory since its entry was looked at
-        yield from_iterable([await node.block(root, entry.cid)] if entry.size else [])
 
 
 async def _walk(

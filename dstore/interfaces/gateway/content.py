@@ -5,8 +5,8 @@ It finds out what there is and says how to read it; sending it is `reply`'s.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -45,7 +45,8 @@ class Redirect:
 
 @dataclass(frozen=True)
 class Representation:
-    """Bytes to serve.  `read(offset, length)` streams a part of them.
+    """Bytes to serve: `content` itself where it is in memory, else `content(offset, length)`
+    streams a part of it.
 
     `media_type` None: to be told from the first bytes.
     """
@@ -53,7 +54,7 @@ class Representation:
     cid: CID
     etag: str
     size: int
-    read: Read
+    content: bytes | Read
     media_type: str | None
     cache_control: str = IMMUTABLE
     headers: dict[str, str] = field(default_factory=dict)
@@ -82,7 +83,7 @@ async def find(node: Node, request: GatewayRequest) -> Representation | Redirect
             return Redirect(redirect_target(request))
         found, entry = await _directory(node, request, entry)
     else:
-        found = _file(node, request, entry, _name(request))
+        found = await _file(node, request, entry, _name(request))
     return replace(found, headers={**_common(request, entry), **found.headers})
 
 
@@ -112,17 +113,19 @@ def _name(request: GatewayRequest) -> str:
     return request.filename or (request.names[-1] if request.names else "")
 
 
-def _file(node: Node, request: GatewayRequest, entry: Entry, name: str) -> Representation:
+async def _file(node: Node, request: GatewayRequest, entry: Entry, name: str) -> Representation:
     if entry.target is not None:
         target = entry.target.encode("utf-8", "surrogateescape")
         return _in_memory(entry.cid, f'"{entry.cid}"', target, SYMLINK)
-    return Representation(
-        cid=entry.cid,
-        etag=f'"{entry.cid}"',
-        size=entry.size or 0,
-        read=partial(node.read, request.root, entry.cid),
-        media_type=type_of_name(name),
-    )
+    etag, media_type = f'"{entry.cid}"', type_of_name(name)
+    if entry.content is not None:
+        return _in_memory(entry.cid, etag, entry.content, media_type)
+    if entry.cid.codec == RAW:
+        # One block, which its entry was read from a moment ago.
+        data = await node.block(request.root, entry.cid)
+        return _in_memory(entry.cid, etag, data, media_type)
+    read = partial(node.read, request.root, entry.cid)
+    return Representation(entry.cid, etag, entry.size or 0, read, media_type)
 
 
 async def _block(node: Node, request: GatewayRequest, cid: CID, media_type: str) -> Representation:
@@ -152,7 +155,7 @@ async def _directory(
         missing = error
     else:
         if index.kind == "file":
-            return _file(node, request, index, request.filename or _INDEX), index
+            return await _file(node, request, index, request.filename or _INDEX), index
     entries: list[DirectoryEntry] = []
     more = False
     async with aclosing(node.entries(request.root, entry.cid)) as listed:
@@ -171,16 +174,8 @@ async def _directory(
     return replace(listing, cache_control=GENERATED, headers=headers), entry
 
 
-def _in_memory(cid: CID, etag: str, data: bytes, media_type: str) -> Representation:
-    @asynccontextmanager
-    async def read(offset: int, length: int) -> AsyncIterator[AsyncIterator[bytes]]:
-        async def chunks() -> AsyncGenerator[bytes, None]:
-            yield data[offset : offset + length]
-
-        async with aclosing(chunks()) as iterator:
-            yield iterator
-
-    return Representation(cid, etag, len(data), read, media_type)
+def _in_memory(cid: CID, etag: str, data: bytes, media_type: str | None) -> Representation:
+    return Representation(cid, etag, len(data), data, media_type)
 
 
 def disposition(kind: str, name: str) -> str:

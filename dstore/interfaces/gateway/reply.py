@@ -17,9 +17,9 @@ from typing import Final
 
 import trio
 
-from dstore.core.cid import CID, RAW
+from dstore.core.cid import CID
 from dstore.errors import DstoreError
-from dstore.interfaces.gateway.content import Representation
+from dstore.interfaces.gateway.content import Read, Representation
 from dstore.interfaces.gateway.content_type import OCTETS, SNIFF_BYTES, type_of_content
 from dstore.interfaces.gateway.ranges import ByteRange, not_modified, range_applies, select_range
 from dstore.interfaces.http import Send
@@ -123,35 +123,56 @@ async def respond(
         part = select_range(asked.get("range"), found.size)
     if isinstance(part, ByteRange):
         headers["Content-Range"] = part.content_range(found.size)
-        await _stream(exchange, found, 206, headers, part, types, deadline)
+        await _send(exchange, found, 206, headers, part, types, deadline)
     elif part == "unsatisfiable":
         headers["Content-Range"] = f"bytes */{found.size}"
         headers["Cache-Control"] = "no-store"
         await exchange.whole(416, headers)
     elif exchange.head:
-        await _head(exchange, found, headers, types)
+        # A tree's leaves are not fetched for this.
+        media_type = _type_of(found, types)
+        if media_type is not None:
+            headers["Content-Type"] = media_type
+        headers["Content-Length"] = str(found.size)
+        await exchange.start(200, headers)
+        await exchange.body(b"", more=False)
     else:
         whole = ByteRange(0, found.size)
-        await _stream(exchange, found, 200, headers, whole, types, deadline)
+        await _send(exchange, found, 200, headers, whole, types, deadline)
 
 
-async def _head(
-    exchange: Exchange, found: Representation, headers: dict[str, str], types: KnownTypes
-) -> None:
+def _type_of(found: Representation, types: KnownTypes) -> str | None:
+    """The media type, as far as nothing must be fetched to tell it."""
     media_type = found.media_type or types.get(found.cid)
-    if media_type is None and found.cid.codec == RAW:
-        # The block is here: its size was needed.  A tree's leaves are not fetched for this.
-        media_type = await _sniff(found)
-    if media_type is not None:
-        headers["Content-Type"] = media_type
-    headers["Content-Length"] = str(found.size)
-    await exchange.start(200, headers)
-    await exchange.body(b"", more=False)
+    if media_type is None and isinstance(found.content, bytes):
+        media_type = type_of_content(found.content)
+        types.put(found.cid, media_type)
+    return media_type
 
 
-async def _sniff(found: Representation) -> str:
-    async with found.read(0, SNIFF_BYTES) as chunks:
-        return type_of_content(await _beginning(chunks))
+async def _send(
+    exchange: Exchange,
+    found: Representation,
+    status: int,
+    headers: dict[str, str],
+    part: ByteRange,
+    types: KnownTypes,
+    deadline: trio.CancelScope,
+) -> None:
+    headers["Content-Length"] = str(part.length)
+    media_type = _type_of(found, types)
+    content = found.content
+    if not isinstance(content, bytes):
+        await _stream(exchange, found, content, status, headers, part, types, deadline)
+        return
+    assert media_type is not None
+    headers["Content-Type"] = media_type
+    deadline.deadline = math.inf
+    exchange.metrics.first_byte_seconds.observe(trio.current_time() - exchange.started)
+    await exchange.start(status, headers)
+    whole = part.length == len(content)
+    data = content if whole else content[part.start : part.start + part.length]
+    await exchange.body(data, more=False)
 
 
 async def _beginning(chunks: AsyncIterator[bytes]) -> bytes:
@@ -168,19 +189,19 @@ async def _beginning(chunks: AsyncIterator[bytes]) -> bytes:
 async def _stream(
     exchange: Exchange,
     found: Representation,
+    read: Read,
     status: int,
     headers: dict[str, str],
     part: ByteRange,
     types: KnownTypes,
     deadline: trio.CancelScope,
 ) -> None:
-    async with found.read(part.start, part.length) as chunks:
+    async with read(part.start, part.length) as chunks:
         iterator = aiter(chunks)
-        first, media_type = await _first(found, iterator, part, types)
+        first, media_type = await _first(found, read, iterator, part, types)
         deadline.deadline = math.inf
         exchange.metrics.first_byte_seconds.observe(trio.current_time() - exchange.started)
         headers["Content-Type"] = media_type
-        headers["Content-Length"] = str(part.length)
         await exchange.start(status, headers)
         sent, data = 0, first
         while True:
@@ -197,7 +218,11 @@ async def _stream(
 
 
 async def _first(
-    found: Representation, chunks: AsyncIterator[bytes], part: ByteRange, types: KnownTypes
+    found: Representation,
+    read: Read,
+    chunks: AsyncIterator[bytes],
+    part: ByteRange,
+    types: KnownTypes,
 ) -> tuple[bytes, str]:
     """The first bytes of the part, and the media type of the whole."""
     media_type = found.media_type or types.get(found.cid)
@@ -212,7 +237,7 @@ async def _first(
     else:
         # The beginning is fetched beside the range; without it, the range still counts.
         async with open_plain_nursery() as nursery:
-            nursery.start_soon(_sniff_beside, found, sniffed)
+            nursery.start_soon(_sniff_beside, read, sniffed)
             first = await anext(chunks, b"")
     if not sniffed:
         return first, OCTETS
@@ -220,9 +245,10 @@ async def _first(
     return first, sniffed[0]
 
 
-async def _sniff_beside(found: Representation, sniffed: list[str]) -> None:
+async def _sniff_beside(read: Read, sniffed: list[str]) -> None:
     with trio.move_on_after(GATEWAY_SNIFF_SECONDS):
         try:
-            sniffed.append(await _sniff(found))
+            async with read(0, SNIFF_BYTES) as chunks:
+                sniffed.append(type_of_content(await _beginning(chunks)))
         except DstoreError:
             return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, quote_from_bytes, unquote_to_bytes
 
@@ -163,10 +164,17 @@ def _parse_path(path: bytes) -> tuple[CID, tuple[str, ...], bool]:
         raise InvalidPath("dot segments are not resolved here; give the path without them")
     if len(names) > DAG_DEPTH_MAX:
         raise InvalidPath(f"a path of more than {DAG_DEPTH_MAX} elements")
-    return CID.parse(first), names, bool(rest) and not rest[-1]
+    return _root(first), names, bool(rest) and not rest[-1]
+
+
+@lru_cache(maxsize=256)  # who asks for a file of a directory asks for more of them
+def _root(text: str) -> CID:
+    return CID.parse(text)
 
 
 def _fields(query: bytes) -> dict[str, str]:
+    if not query:
+        return {}
     try:
         pairs = parse_qsl(
             query.decode("latin-1"),
@@ -192,6 +200,8 @@ def _accepted_format(accept: str) -> str | None:
     A block's type must be named to be served; anything that is no IPFS format of its own
     (text/html, image/*, */*) accepts the default, whatever type that turns out to have.
     """
+    if accept in ("", "*/*"):
+        return None
     weights: dict[str | None, float] = {}
     for part in accept.split(",", _ACCEPT_RANGES_MAX)[:_ACCEPT_RANGES_MAX]:
         media_range, *parameters = (piece.strip().lower() for piece in part.split(";", 16))

@@ -21,7 +21,7 @@ from dstore.storage.layout import Home
 
 ROOT = Path(__file__).parents[3]
 HELP_SECONDS_MAX = 0.15
-HEAVY = ("trio", "libp2p", "numpy", "starlette", "hypercorn", "cryptography", "sqlite3")
+HEAVY = ("trio", "libp2p", "numpy", "starlette", "httptools", "cryptography", "sqlite3")
 
 
 def run(*arguments: str, stdin: bytes = b"", environ: dict[str, str] | None = None) -> Result:

@@ -1,4 +1,4 @@
-"""Serving HTTP: what hypercorn leaves out, over real sockets."""
+"""Serving HTTP over real sockets: who comes, who leaves, who is slow, and the way down."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from dstore.errors import NodeError
-from dstore.interfaces import http
+from dstore.interfaces import http, http_connection
 from dstore.interfaces.http import HttpServer, Receive, Scope, Send, serve_http
 
 PATIENCE_SECONDS = 20
@@ -141,7 +141,7 @@ async def test_a_large_body_arrives_whole() -> None:
 
 
 async def test_an_answer_before_the_end_of_the_body_leaves_nothing_behind() -> None:
-    """hypercorn's queue is full then, and both its tasks wait for somebody to empty it."""
+    """The answer arrives though the client still sends, and the connection ends with it."""
     app = Recorder()
     async with serve_http(app, "127.0.0.1", 0) as server:
         head = request("/refuse", "POST", "Content-Length: 50000000")
@@ -198,8 +198,8 @@ async def _request_and_wait(server: HttpServer) -> None:
 
 
 async def test_a_client_that_stops_reading_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """hypercorn shields its writes: without this, the server could not even stop."""
-    monkeypatch.setattr(http, "HTTP_WRITE_SECONDS", 0.1)
+    """Nobody could hold its handler, and what that holds, for ever."""
+    monkeypatch.setattr(http_connection, "HTTP_WRITE_SECONDS", 0.1)
     app = Recorder()
     with trio.fail_after(PATIENCE_SECONDS):
         async with serve_http(app, "127.0.0.1", 0) as server:
@@ -219,7 +219,7 @@ async def test_connections_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_headers_that_never_end_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "HTTP_IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(http_connection, "HTTP_IDLE_SECONDS", 0.1)
     async with serve_http(Recorder(), "127.0.0.1", 0) as server:
         async with connection(server, b"GET /hello HTTP/1.1\r\nHost: x\r\nA: ") as stream:
             assert b"200" not in await everything(stream)
@@ -227,7 +227,7 @@ async def test_headers_that_never_end_are_cut(monkeypatch: pytest.MonkeyPatch) -
 
 async def test_headers_that_trickle_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes meanwhile does not put off the deadline."""
-    monkeypatch.setattr(http, "HTTP_IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(http_connection, "HTTP_IDLE_SECONDS", 0.1)
     async with serve_http(Recorder(), "127.0.0.1", 0) as server:
         async with connection(server, b"GET /hello HTTP/1.1\r\nHost: x\r\nA: ") as stream:
             with trio.fail_after(PATIENCE_SECONDS), pytest.raises(trio.BrokenResourceError):
@@ -298,3 +298,35 @@ async def test_an_application_that_fails_is_an_error_of_its_own_request(
             async with connection(server, request("/hello", "GET", LAST)) as stream:
                 assert (await everything(stream)).endswith(b"hello")
     assert "AttributeError" in caplog.text
+
+
+async def test_an_application_that_fails_as_it_is_cancelled_ends_nothing_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    entered = trio.Event()
+
+    async def fail() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise KeyError("while it was cleaning up")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/hello":
+            await answer(send, b"hello")
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            nursery.start_soon(trio.sleep_forever)
+            entered.set()
+
+    with caplog.at_level(logging.ERROR):
+        async with serve_http(app, "127.0.0.1", 0) as server:
+            async with connection(server, request("/fail")):
+                await entered.wait()
+            with trio.fail_after(PATIENCE_SECONDS):
+                while server.connections:
+                    await server._changed.wait()
+            async with connection(server, request("/hello", "GET", LAST)) as stream:
+                assert (await everything(stream)).endswith(b"hello")
+    assert "cleaning up" in caplog.text

@@ -4,7 +4,7 @@ profiles, sharded directories, and DAGs made to exhaust their reader."""
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import cast
 
 import pytest
@@ -55,6 +55,9 @@ class Held:
         await trio.lowlevel.checkpoint()
         return [cid.multihash in self.blocks for cid in cids]
 
+    async def held_once(self, key: Hashable, cids: Sequence[CID]) -> list[bool]:
+        return await self.held(cids)
+
     async def block(self, cid: CID, position: float = 0.0, *, held: bool = True) -> bytes:
         self.asked.append(cid)
         self.positions.append(position)
@@ -67,7 +70,10 @@ class Held:
         self.busy_bytes -= len(data)
         return data
 
-    def prefetch(self, cid: CID, position: float = 0.0) -> None:
+    def can_keep(self, size: int) -> bool:
+        return True
+
+    def prefetch(self, cid: CID, position: float = 0.0, *, held: bool = True) -> None:
         assert cid.is_identity or cid.multihash in self.blocks
 
 
