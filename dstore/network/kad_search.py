@@ -152,6 +152,7 @@ class RecentSearches:
     def note(self, search: Search) -> None:
         """A search for the peers closest to a key is done.  One that left peers behind is not
         kept: another may find them."""
+        self._drop_outdated()
         around = search.around()
         if around.ended and around.peers and not search.lookup.late():
             self._found.append((trio.current_time(), search, around))
@@ -159,17 +160,20 @@ class RecentSearches:
     def answering(self, key: bytes, count: int) -> Search | None:
         """One that knows the `count` peers closest to `key` for certain, none of them silent
         since; None where none does."""
+        self._drop_outdated()
+        for _, search, around in reversed(self._found):
+            closest = around.closest(kad_id(key), count)
+            if closest is not None and not any(map(self._peers.is_suspect, closest)):
+                return search
+        return None
+
+    def _drop_outdated(self) -> None:
         if self._table_changes != self._peers.table.changes:  # somebody has come or left
             self._table_changes = self._peers.table.changes
             self._found.clear()
         horizon = trio.current_time() - KAD_FOUND_SECONDS
         while self._found and self._found[0][0] <= horizon:
             self._found.popleft()
-        for _, search, around in reversed(self._found):
-            closest = around.closest(kad_id(key), count)
-            if closest is not None and not any(map(self._peers.is_suspect, closest)):
-                return search
-        return None
 
 
 class ProviderSearch:

@@ -164,10 +164,20 @@ class Routing:
 
     async def closest_peers(self, key: bytes, count: int = KAD_BUCKET) -> list[PeerAddresses]:
         """The `count` responsive server peers closest to `key` (the DHT hashes it itself),
-        nearest first, without this node.  A search of the last KAD_FOUND_SECONDS may have the
-        answer.  Takes at most KAD_LOOKUP_SECONDS; never raises for what peers do."""
+        nearest first, without this node.  Takes at most KAD_LOOKUP_SECONDS; never raises for
+        what peers do."""
         count = max(count, 1)
-        search = self._recent.answering(key, count) or await self._search_closest(key, count)
+        return self._closest_of(await self._search_closest(key, count), key, count)
+
+    async def lately_closest_peers(self, key: bytes) -> list[PeerAddresses]:
+        """As `closest_peers`, and at once where a search of the last KAD_FOUND_SECONDS has the
+        answer: who fell silent since may be among them."""
+        recent = self._recent.answering(key, KAD_BUCKET)
+        search = recent or await self._search_closest(key)
+        return self._closest_of(search, key, KAD_BUCKET)
+
+    @staticmethod
+    def _closest_of(search: Search, key: bytes, count: int) -> list[PeerAddresses]:
         return [search.where(peer) for peer in search.around().closest(kad_id(key), count) or ()]
 
     async def _search_closest(self, key: bytes, count: int = KAD_BUCKET) -> Search:

@@ -73,7 +73,7 @@ class CandidateFinder:
         targets: dict[PeerId, PeerAddresses] = {}
         for peer in self._network.connected():
             targets[peer] = PeerAddresses(peer)
-        for target in await self._routing.closest_peers(key):
+        for target in await self._routing.lately_closest_peers(key):
             targets.setdefault(target.peer, target)
         for row in await self._runtime.workers.run(self._stores.catalog.peers, CANDIDATES_MAX):
             if row.role == "storage":

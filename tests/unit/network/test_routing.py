@@ -333,7 +333,7 @@ async def test_a_search_of_a_moment_ago_is_an_answer_until_something_changes(
         assert len(await routing.closest_peers(key_of(0))) == 7
         for number in range(1, 5):
             assert await routing.provide(key_of(number)) == 7
-            found = await routing.closest_peers(key_of(number))
+            found = await routing.lately_closest_peers(key_of(number))
             assert recall(found, key_of(number), [cluster.id(n) for n in range(8) if n != 3]) == 1
         assert searched == [key_of(0)]
         # Somebody has come.
@@ -351,7 +351,7 @@ async def test_a_search_of_a_moment_ago_is_an_answer_until_something_changes(
         assert searched == [key_of(5), key_of(7)]
         cluster.hub.resume(cluster.id(1))
         await trio.sleep(KAD_FOUND_SECONDS)
-        assert len(await routing.closest_peers(key_of(8))) == 8
+        assert len(await routing.lately_closest_peers(key_of(8))) == 8
         assert searched[2:] == [key_of(8)]
 
 
