@@ -284,7 +284,7 @@ HELLO_KEPT_SECONDS: Final = 2  # what one said is taken for true, while it is co
 HELLO_QUIET_SECONDS: Final = 0.5
 SERVE_BATCH_BYTES: Final = 2 * MIB  # read in one call in a worker, then written out
 SERVE_BATCH_BLOCKS_MAX: Final = 128
-PARITY_BATCH_BYTES: Final = 4 * MIB  # computed in one call; two batches are kept per segment
+PARITY_BATCH_BYTES: Final = 2 * MIB  # computed in one call; two batches are kept per segment
 READ_AHEAD_BYTES: Final = 16 * MIB
 READ_FIRST_BYTES: Final = 2 * MIB  # asked for at first, and all the rest when one has come
 # All readers together; above it each goes on with one block at a time.

@@ -7,12 +7,13 @@ SHUTDOWN_SECONDS.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from dstore.storage.layout import Home
 log = logging.getLogger(__name__)
 
 _TOKEN_BYTES = 32
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ async def run_daemon(
     """Run the node of the home `directory` until SIGTERM, SIGINT or the API ends it; a
     second signal cuts the draining short.  Raises as `open_node`, and NodeError where an
     address cannot be listened on."""
+    _share_one_heap()
     runtime = runtime or Runtime()
     home = Home(directory)
     stop, hurry = trio.Event(), trio.CancelScope()
@@ -77,6 +80,13 @@ async def run_daemon(
                 with hurry:
                     await _drain(servers)
             nursery.cancel_scope.cancel()
+
+
+def _share_one_heap() -> None:
+    """Worker threads allocate where the main thread does.  The interpreter's lock keeps them out
+    of each other's way, and a heap for each would keep megabytes of blocks for nobody."""
+    with suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 async def _watch_signals(

@@ -113,11 +113,9 @@ class Importer:
         when it was not read to its end."""
         builder = FileBuilder(self._profile)
         async with in_order(
-            _rebatch(
-                chunks, IMPORT_BATCH_BYTES // self._profile.chunk_bytes * self._profile.chunk_bytes
-            ),
+            _leaf_batches(chunks, self._profile.chunk_bytes),
             self._save_leaves,
-            weigh=len,
+            weigh=_bytes_of,
             budget=IMPORT_BATCH_BYTES * IMPORT_BATCHES_IN_FLIGHT,
         ) as batches:
             async for leaves in batches:
@@ -168,13 +166,11 @@ class Importer:
         self._save(blocks)
         return _links(blocks, sizes)
 
-    async def _save_leaves(self, data: bytes) -> list[Link]:
+    async def _save_leaves(self, pieces: list[bytes]) -> list[Link]:
         def work() -> list[Link]:
-            step = self._profile.chunk_bytes
-            chunks = [data[start : start + step] for start in range(0, len(data), step)]
-            blocks = [make_leaf(self._profile, chunk) for chunk in chunks]
+            blocks = [make_leaf(self._profile, piece) for piece in pieces]
             self._save(blocks)
-            return _links(blocks, [len(chunk) for chunk in chunks])
+            return _links(blocks, [len(piece) for piece in pieces])
 
         return await self._workers.run(work)
 
@@ -316,23 +312,37 @@ def _offsets(step: int) -> Iterator[int]:
         offset += step
 
 
-async def _rebatch(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
-    """The same bytes in pieces of `size`, the last one shorter; nothing for no bytes."""
+def _bytes_of(pieces: Sequence[bytes]) -> int:
+    return sum(len(piece) for piece in pieces)
+
+
+async def _leaf_batches(
+    chunks: AsyncIterator[bytes], leaf_bytes: int
+) -> AsyncIterator[list[bytes]]:
+    """The same bytes in pieces of `leaf_bytes`, the last one shorter, about IMPORT_BATCH_BYTES of
+    them at once; nothing for no bytes."""
+    batch: list[bytes] = []
     parts: list[bytes] = []
     have = 0
     async with closing(chunks):
         async for chunk in chunks:
             view = memoryview(chunk)
             while view:
-                part = view[: size - have]
+                part = view[: leaf_bytes - have]
                 parts.append(bytes(part))
                 have += len(part)
                 view = view[len(part) :]
-                if have == size:
-                    yield b"".join(parts)
-                    parts, have = [], 0
+                if have < leaf_bytes:
+                    break
+                batch.append(b"".join(parts))
+                parts, have = [], 0
+                if (len(batch) + 1) * leaf_bytes > IMPORT_BATCH_BYTES:
+                    yield batch
+                    batch = []
     if parts:
-        yield b"".join(parts)
+        batch.append(b"".join(parts))
+    if batch:
+        yield batch
 
 
 def _small_batches(sources: Iterable[_Source]) -> Iterator[list[_Source]]:
