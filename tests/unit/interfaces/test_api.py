@@ -288,7 +288,7 @@ async def test_errors_are_raised_again_in_the_client(tmp_path: Path) -> None:
 
 
 async def test_a_query_with_bytes_that_are_no_utf8() -> None:
-    """As an ASGI server may hand it over; h11 takes ASCII only."""
+    """As an ASGI server may hand it over; the server takes ASCII only."""
     request = Request({"type": "http", "query_string": b"path=a\xff%fe&x=\xc3\xa9"})
     assert query_of(request) == {"path": "a\udcff\udcfe", "x": "é"}
 
