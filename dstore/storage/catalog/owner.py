@@ -156,13 +156,9 @@ class OwnerTables:
 
     # --- Placements --------------------------------------------------------------------
 
-    def put_placement(self, placement: Placement) -> None:
-        """Remember that the peer holds the slot.  A missing lease or time of answer does not
-        erase one that is known."""
-        self.put_placements([placement])
-
     def put_placements(self, placements: list[Placement], *, durable: bool = False) -> None:
-        """`put_placement` for many at once, all or none; on disk on return where `durable`."""
+        """Remember that peers hold slots, all or none; on disk on return where `durable`.  A
+        missing lease or time of answer does not erase one that is known."""
         with self._db.transaction(durable=durable) as connection:
             connection.executemany(
                 "INSERT INTO placements (segment, slot, peer, expires, lease, last_answered)"

@@ -267,7 +267,7 @@ async def test_hearsay_does_not_touch_what_is_known_by_a_lease(tmp_path: Path) -
     root = protect()
     async with open_single_holder(tmp_path) as here:
         known = Placement(root.segment.cid, 1, peer_number(100), START + DAY, b"lease")
-        here.stores.catalog.put_placement(known)
+        here.stores.catalog.put_placements([known])
         await offer_with(here, root, entries(1, expires=0))
         assert here.stores.catalog.placements(root.segment.cid) == [known]
 

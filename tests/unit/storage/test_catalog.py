@@ -206,10 +206,10 @@ class TestOwner:
         two = Placement(SEGMENT, 0, peer(2), NOW)
         three = Placement(SEGMENT, 1, peer(1), NOW)
         catalog.put_placements([three, one])
-        catalog.put_placement(two)
+        catalog.put_placements([two])
         assert catalog.placements(SEGMENT) == [one, two, three]
         assert catalog.placements_with(peer(1)) == [one, three]
-        catalog.put_placement(replace(one, expires=NOW + 9, lease=None, last_answered=None))
+        catalog.put_placements([replace(one, expires=NOW + 9, lease=None, last_answered=None)])
         assert catalog.placements(SEGMENT)[0] == replace(one, expires=NOW + 9)
         catalog.forget_placement(SEGMENT, 0, peer(1))
         assert catalog.placements(SEGMENT) == [two, three]
@@ -369,10 +369,10 @@ class TestPeers:
 
     def test_the_longest_unseen_that_held_nothing_go_first(self, tmp_path: Path) -> None:
         catalog = open_catalog(tmp_path / "c", peers_max=20)
-        catalog.put_placement(Placement(SEGMENT, 0, peer(0), NOW))
+        catalog.put_placements([Placement(SEGMENT, 0, peer(0), NOW)])
         for number in range(20):
             catalog.saw_peer(peer(number), [], NOW + number)
-        catalog.put_placement(Placement(SEGMENT, 1, peer(1), NOW))
+        catalog.put_placements([Placement(SEGMENT, 1, peer(1), NOW)])
         catalog.saw_peer(peer(2), [], NOW + 100)
         catalog.saw_peer(peer(100), [], NOW + 101)
         kept = {row.peer for row in catalog.peers(1000)}
