@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 
 from hypothesis import given
@@ -12,14 +11,10 @@ from dstore.core.kad_table import LookAround, RoutingTable
 from dstore.core.kademlia import common_prefix, kad_id
 from dstore.core.peerid import PeerId
 from dstore.limits import KAD_REFRESH_ANSWERS
+from dstore.testing.deterministic import peer_number
 
-
-def peer(number: int) -> PeerId:
-    return PeerId.of_ed25519(hashlib.sha256(f"peer {number}".encode()).digest())
-
-
-PEERS = [peer(number) for number in range(400)]
-OWN = peer(-1)
+PEERS = [peer_number(number) for number in range(400)]
+OWN = peer_number(-1)
 
 
 def by_distance(peers: Iterable[PeerId], target: int) -> list[PeerId]:

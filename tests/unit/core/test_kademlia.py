@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 
@@ -33,16 +32,13 @@ from dstore.limits import (
     KAD_SUSPECTS_MAX,
     PROVIDER_SECONDS,
 )
+from dstore.testing.deterministic import peer_number
 
 ids = st.integers(min_value=0, max_value=2**256 - 1)
 
 
-def peer(number: int) -> PeerId:
-    return PeerId.of_ed25519(hashlib.sha256(f"peer {number}".encode()).digest())
-
-
-PEERS = [peer(number) for number in range(400)]
-OWN = peer(-1)
+PEERS = [peer_number(number) for number in range(400)]
+OWN = peer_number(-1)
 
 
 def by_distance(peers: Iterable[PeerId], target: int) -> list[PeerId]:
@@ -314,7 +310,7 @@ def test_endless_answers_end() -> None:
     while not lookup.finished:
         for each in lookup.ask(now):
             asked += 1
-            fresh = [peer(10_000 + made + i) for i in range(20)]
+            fresh = [peer_number(10_000 + made + i) for i in range(20)]
             made += 20
             lookup.answered(each, fresh, now)
     assert asked <= KAD_QUERIES_MAX
@@ -373,9 +369,9 @@ def test_store_agrees_with_a_plain_model(steps: list[tuple[int, int, int, bool]]
     store = ProviderStore(keys_max=4, keys_per_peer_max=3, providers_per_key_max=3, seconds=50)
     model: dict[tuple[bytes, PeerId], float] = {}
     now = 0.0
-    for key_number, peer_number, pause, discard in steps:
+    for key_number, number, pause, discard in steps:
         now += pause
-        key, each = bytes([key_number + 1]), PEERS[peer_number]
+        key, each = bytes([key_number + 1]), PEERS[number]
         model = {entry: until for entry, until in model.items() if until > now}
         if discard:
             store.discard(key, each)
