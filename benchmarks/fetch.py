@@ -98,6 +98,7 @@ def whole(work: Path, nodes: Nodes, cid: str, size: int, digest: str) -> dict[st
         gib = size / 2**30
         return {
             "mb_per_s": size / 1e6 / seconds,
+            "mb_per_s_once_begun": size / 1e6 / (seconds - first),
             "first_byte_ms": 1000 * first,
             "gateway_cpu_s_per_gib": (after[0] - before[0]) / gib,
             "holders_cpu_s_per_gib": (after[1] - before[1]) / gib,
@@ -164,10 +165,11 @@ def _summary(rows: list[dict[str, float]], healthy: list[dict[str, float]]) -> d
         summary[f"{name}_each"] = [round(row[name], 1) for row in rows]
     pairs = list(zip(rows, healthy, strict=bool(healthy)))
     if pairs:
-        ratios = [row["mb_per_s"] / well["mb_per_s"] for row, well in pairs]
+        for name in ("mb_per_s", "mb_per_s_once_begun"):
+            ratios = [row[name] / well[name] for row, well in pairs]
+            summary[f"{name}_of_healthy"] = round(statistics.median(ratios), 2)
+            summary[f"{name}_of_healthy_each"] = [round(ratio, 2) for ratio in ratios]
         later = [row["first_byte_ms"] - well["first_byte_ms"] for row, well in pairs]
-        summary["rate_of_healthy"] = round(statistics.median(ratios), 2)
-        summary["rate_of_healthy_each"] = [round(ratio, 2) for ratio in ratios]
         summary["added_delay_ms"] = round(statistics.median(later), 1)
     return summary
 
