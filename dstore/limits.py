@@ -286,7 +286,6 @@ SERVE_BATCH_BYTES: Final = 2 * MIB  # read in one call in a worker, then written
 SERVE_BATCH_BLOCKS_MAX: Final = 128
 PARITY_BATCH_BYTES: Final = 2 * MIB  # computed in one call; two batches are kept per segment
 READ_AHEAD_BYTES: Final = 16 * MIB
-READ_FIRST_BYTES: Final = 2 * MIB  # asked for at first, and all the rest when one has come
 # All readers together; above it each goes on with one block at a time.
 READ_AHEAD_TOTAL_BYTES: Final = 128 * MIB
 # A root of which nothing is known is asked of so many connected peers, before any search.
@@ -306,7 +305,9 @@ DIRECTORY_AHEAD_AFTER: Final = 16
 DIRECTORY_AHEAD_FILE_BYTES: Final = 16 * KIB
 ENTRY_CONTENT_BYTES_MAX: Final = 16 * KIB  # of a file that goes along with its entry
 ASKED_PEERS_MAX: Final = 32  # connected peers asked about a root beside the DHT
+MANIFESTS_ASKED_FIRST: Final = 2  # of them, before the others
 DHT_AFTER_SECONDS: Final = 0.05  # that they have the word alone
+DHT_BESIDE_SECONDS: Final = 0.25  # the same where they know the root: reading begins meanwhile
 DISCOVERY_AGAIN_SECONDS: Final = 5
 MANIFESTS_TRIED_MAX: Final = 64  # of one root, from all peers
 MANIFESTS_PER_PEER_MAX: Final = 4  # the newest that it names

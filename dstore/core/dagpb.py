@@ -75,12 +75,6 @@ def encode_link(link: PBLink) -> bytes:
     return b"\x12" + encode_varint(len(body)) + body
 
 
-def begins_with_link(data: bytes) -> bool:
-    """Whether the node, not yet decoded, has links, by its first byte; one that has its data
-    first is not told apart."""
-    return data[:1] == b"\x12"
-
-
 def decode(data: bytes | memoryview) -> PBNode:
     """The node that `data` encodes.
 

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _TOKEN_BYTES = 32
 _M_ARENA_MAX = -8  # of glibc's malloc.h
+_YOUNG_OBJECTS = 10_000  # between two collections: one look at a manifest makes thousands
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ async def run_daemon(
             ):
                 # What is there now stays: the collector need not look at it again each time.
                 gc.freeze()
+                gc.set_threshold(_YOUNG_OBJECTS)
                 log.info("ready", extra={"peer": running.peer_id, "gateway": running.gateway})
                 ready(running)
                 await stop.wait()

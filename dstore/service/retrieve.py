@@ -37,7 +37,6 @@ from dstore.limits import (
     PREFETCH_NODES,
     READ_AHEAD_BYTES,
     READ_AHEAD_TOTAL_BYTES,
-    READ_FIRST_BYTES,
     SESSION_SECONDS,
     SESSIONS_MAX,
 )
@@ -165,19 +164,15 @@ class Retriever:
                 yield whole
             return
 
-        begun = trio.Event()
+        begun = trio.Event()  # the first piece has been dealt with
 
         async def fetch(piece: _Piece) -> bytes:
             if piece.leaf is None:
                 assert piece.data is not None
-                begun.set()
                 return piece.data
-            if piece.ahead >= READ_FIRST_BYTES:
-                await begun.wait()  # so that the first bytes have the wires for themselves
-            try:
-                data = await session.block(piece.leaf, piece.position, held=piece.held)
-            finally:
-                begun.set()
+            if piece.ahead:
+                await begun.wait()  # the first bytes have the wires and this process alone
+            data = await session.block(piece.leaf, piece.position, held=piece.held)
             parse_child(FileChild(piece.leaf, piece.leaf_size), data)
             if piece.size == len(data):
                 return data
@@ -191,7 +186,15 @@ class Retriever:
             within=self._read_ahead,
             tasks=256,
         ) as chunks:
-            yield chunks
+            async with aclosing(_telling(chunks, begun)) as told:
+                yield told
+
+
+async def _telling(chunks: AsyncIterator[bytes], begun: trio.Event) -> AsyncGenerator[bytes, None]:
+    """The chunks, and word once the first of them has been dealt with."""
+    async for chunk in chunks:
+        yield chunk
+        begun.set()
 
 
 async def _inline(data: bytes) -> AsyncGenerator[bytes, None]:

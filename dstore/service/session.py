@@ -14,10 +14,8 @@ from functools import partial
 import trio
 
 from dstore.core.cid import CID, DAG_PB
-from dstore.core.dagpb import begins_with_link
 from dstore.core.manifest import Manifest, Segment, SegmentRef
 from dstore.core.peerid import PeerId
-from dstore.core.placement import likely_first
 from dstore.errors import (
     CorruptStore,
     DataError,
@@ -157,8 +155,6 @@ class RootSession:
         if cid == self.sources.root and self.sources.discovered_at is None:
             data = await self._guess()
             if data is not None:
-                if cid.codec == DAG_PB and begins_with_link(data):
-                    self._discovery.begin(self.sources)  # other blocks are wanted next
                 return data
         failure: DstoreError | None = None
         useless: set[CID] = set()  # manifests that do not list the block
@@ -189,18 +185,19 @@ class RootSession:
 
     async def _guess(self) -> bytes | None:
         """The root's own block from a connected peer, before any search: a file of one block
-        is here with that.  First from where placement puts it if all is well."""
-        near = self._fetcher.best_first(self._network.connected())
-        likely = likely_first(
-            self.sources.root, (peer for peer in near if not self._fetcher.is_cooling(peer))
-        )
+        is here with that, first asked for where placement puts it if all is well."""
+        likely = self._discovery.likely_first(self.sources.root)
+        inner = self.sources.root.codec == DAG_PB  # as a rule: blocks below it are wanted next
+        first = 0 if inner else ROOT_GUESS_FIRST
         with self._fetcher.race(self.sources.root, ROOT_GUESS_BYTES) as race:
             with trio.move_on_after(ROOT_GUESS_FIRST_SECONDS):
-                data = await race.first(likely[:ROOT_GUESS_FIRST])
+                data = await race.first(likely[:first])
                 if data is not None:
                     return data
             self._discovery.begin(self.sources)
-            return await race.any(likely[ROOT_GUESS_FIRST:ROOT_GUESS_PEERS], ROOT_GUESS_SECONDS)
+            if inner:
+                self._loads.start(("ahead", self.sources.root), self._only_segment)
+            return await race.any(likely[first:ROOT_GUESS_PEERS], ROOT_GUESS_SECONDS)
 
     async def _local(self, cid: CID) -> bytes | None:
         def work() -> bytes | None:
@@ -379,6 +376,14 @@ class RootSession:
             segment = await self._runtime.workers.run(Segment.decode, data)
             manifest.check_segment(ref, segment)
         return segment, holders[0]
+
+    async def _only_segment(self) -> tuple[Segment, Holders]:
+        """Where all blocks are, as for most roots: fetched while the root's own is on its way."""
+        with trio.move_on_after(FETCH_BLOCK_SECONDS):
+            for manifest in await self.manifests():
+                if len(manifest.segments) == 1:
+                    return await self.segment(manifest, manifest.segments[0])
+        raise NotFoundError(f"{self.sources.root} has no manifest of one segment")
 
     async def _refresh(self, segment: Segment) -> Holders:
         """A new holder map, from everybody who may know of a holder."""

@@ -15,6 +15,7 @@ import trio
 from dstore.core.cid import CID
 from dstore.core.manifest import Manifest
 from dstore.core.peerid import PeerId
+from dstore.core.placement import likely_first
 from dstore.errors import (
     CorruptStore,
     DataError,
@@ -27,9 +28,11 @@ from dstore.limits import (
     ASKED_PEERS_MAX,
     BLOCK_BYTES_MAX,
     DHT_AFTER_SECONDS,
+    DHT_BESIDE_SECONDS,
     DISCOVERY_AGAIN_SECONDS,
     HEDGE_SECONDS_UNKNOWN,
     KAD_KEY_BYTES_MAX,
+    MANIFESTS_ASKED_FIRST,
     MANIFESTS_PER_PEER_MAX,
     MANIFESTS_TRIED_MAX,
     REQUEST_SECONDS,
@@ -127,15 +130,14 @@ class Discovery:
             await self._from_catalog(sources)
             asked: set[PeerId] = {self._network.peer_id}
             async with open_plain_nursery() as nursery:
-                near = self._fetcher.best_first(self._network.connected())[:ASKED_PEERS_MAX]
-                asked.update(near)
-                sources.silent.update(near)
-                for peer in near:
-                    nursery.start_soon(self._ask, sources, peer, False)
-                # What they say comes sooner alone, and often is all that is needed.
-                with trio.move_on_after(DHT_AFTER_SECONDS):
-                    while not sources.manifests and not sources.silent.isdisjoint(near):
-                        await sources.changed.wait()
+                near = self.likely_first(sources.root)[:ASKED_PEERS_MAX]
+                for group in (near[:MANIFESTS_ASKED_FIRST], near[MANIFESTS_ASKED_FIRST:]):
+                    asked.update(group)
+                    sources.silent.update(group)
+                    for peer in group:
+                        nursery.start_soon(self._ask, sources, peer, False)
+                    if not sources.manifests:
+                        await self._let_answer(sources, group)
                 if len(sources.root.multihash) > KAD_KEY_BYTES_MAX:  # the DHT knows no such keys
                     return
                 async for target in self._routing.find_providers(sources.root.multihash):
@@ -153,6 +155,24 @@ class Discovery:
             sources.discovering = False
             sources.discovered_at = trio.current_time()
             sources.notify()
+
+    def likely_first(self, root: CID) -> list[PeerId]:
+        """The connected peers, those first that placement puts the root's blocks on if all is
+        well; those that failed lately last, those that lied left out."""
+        near = self._fetcher.best_first(self._network.connected())
+        cooling = [peer for peer in near if self._fetcher.is_cooling(peer)]
+        return [*likely_first(root, (peer for peer in near if peer not in cooling)), *cooling]
+
+    async def _let_answer(self, sources: RootSources, group: Sequence[PeerId]) -> None:
+        """What these say comes sooner alone.  Where they know the root, reading begins with
+        that, and has the wires for a while."""
+        with trio.move_on_after(DHT_AFTER_SECONDS):
+            while not sources.manifests:
+                if sources.silent.isdisjoint(group) and not sources.coming:
+                    return
+                await sources.changed.wait()
+        if sources.manifests:
+            await trio.sleep(DHT_BESIDE_SECONDS)
 
     async def _from_catalog(self, sources: RootSources) -> None:
         """What this node knows itself, as owner or as holder."""

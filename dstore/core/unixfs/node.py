@@ -278,8 +278,14 @@ def decode_data(data: bytes) -> UnixfsData:
 def _decode_data(data: bytes) -> UnixfsData:
     single: dict[int, int | bytes] = {}
     sizes: list[int] = []
+    last_size = b""  # the field as it stands: in most files nearly all are the same
     position = 0
     while position < len(data):
+        if last_size and data.startswith(last_size, position):
+            _add_sizes(sizes, _VARINT, sizes[-1])
+            position += len(last_size)
+            continue
+        start = position
         key, position = decode_varint(data, position)
         field, wire = key >> 3, key & 7
         value: int | bytes
@@ -297,6 +303,7 @@ def _decode_data(data: bytes) -> UnixfsData:
             raise ValueError(f"wire type {wire}")
         if field == 4:
             _add_sizes(sizes, wire, value)
+            last_size = data[start:position] if wire == _VARINT else b""
         elif 1 <= field <= 8:
             if wire != (_BYTES if field in (2, 8) else _VARINT):
                 raise ValueError(f"field {field} has wire type {wire}")

@@ -30,7 +30,6 @@ from dstore.limits import (
     DAG_PENDING_LINKS_MAX,
     MIB,
     READ_AHEAD_BYTES,
-    READ_FIRST_BYTES,
     SESSION_SECONDS,
     SESSIONS_MAX,
 )
@@ -192,15 +191,14 @@ def test_the_first_bytes_are_asked_for_alone() -> None:
 
             nursery.start_soon(take)
             await wait_all_tasks_blocked()
-            assert len(held.asked) == 1 + READ_FIRST_BYTES // MIB
+            assert len(held.asked) == 1 + 1  # the root, and the first MiB
             may.set()
         assert b"".join(got) == data
 
     trio.run(main)
 
 
-def test_bytes_within_nodes_count_as_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieve, "READ_FIRST_BYTES", 3)
+def test_bytes_within_nodes_count_as_the_first_ones() -> None:
     leaf = CID.of(RAW, b"leaf")
     message = UnixfsData(DataType.FILE, data=b"inline", filesize=10, blocksizes=(4,))
     node = encode_node((PBLink(leaf, "", 4),), message)

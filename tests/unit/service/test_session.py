@@ -16,7 +16,13 @@ from dstore.core.manifest import Code, Manifest, Segment, Stripe
 from dstore.core.peerid import PeerId
 from dstore.core.stripes import Cuts, SegmentPlan, plan_dag
 from dstore.errors import DstoreError, NetworkError, NodeError, NotFoundError, Unrecoverable
-from dstore.limits import HEDGE_SECONDS_MIN, HOLDERS_PER_SLOT_MAX, MANIFESTS_PER_PEER_MAX, MIB
+from dstore.limits import (
+    HEDGE_SECONDS_MIN,
+    HOLDERS_PER_SLOT_MAX,
+    MANIFESTS_ASKED_FIRST,
+    MANIFESTS_PER_PEER_MAX,
+    MIB,
+)
 from dstore.network.streams import PeerAddresses
 from dstore.service import encoding
 from dstore.service.holder import LocalHolder
@@ -389,5 +395,49 @@ def test_the_block_of_a_small_root_is_asked_of_its_likely_holder(
             for root, data in roots:
                 assert await read(cluster, 1, root) == data
             assert len(asked) <= len(roots)
+
+    run_deterministic(4, main)
+
+
+# --- The first byte ----------------------------------------------------------------------
+
+
+def test_reading_begins_with_what_two_neighbours_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No search and no other neighbour gets into the way of the first bytes; both come after."""
+    asked: list[PeerId] = []
+    honest = LocalHolder.find_manifests
+
+    async def noted(holder: LocalHolder, peer: PeerId, root: CID) -> wire.Manifests:
+        asked.append(holder._network.peer_id)
+        return await honest(holder, peer, root)
+
+    async def main() -> None:
+        async with open_cluster(9) as cluster:
+            result, slots = await add(cluster, (3, 2))
+            await cluster.kill(0)
+            reader = outsider(cluster, slots)
+            for number in cluster.alive:
+                if number != reader:
+                    await cluster[reader].connect(PeerAddresses(cluster.peer(number)))
+            monkeypatch.setattr(LocalHolder, "find_manifests", noted)
+            session = cluster[reader]._retriever.session(result.cid)
+            assert await read(cluster, reader, result.cid, 0, 100) == DATA[:100]
+            assert len(asked) == MANIFESTS_ASKED_FIRST
+            assert session.sources.discovering
+            await session._discovery.everything(session.sources)
+            assert set(asked) == set(cluster[reader].network.connected())
+
+    run_deterministic(4, main)
+
+
+def test_the_only_segment_comes_beside_the_root() -> None:
+    async def main() -> None:
+        async with open_cluster(9) as cluster:
+            result, slots = await add(cluster)
+            await cluster.kill(0)
+            session = cluster[outsider(cluster, slots)]._retriever.session(result.cid)
+            await session.block(result.cid)
+            await session._discovery.everything(session.sources)
+            assert len(session._segments) == 1
 
     run_deterministic(4, main)
