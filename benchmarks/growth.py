@@ -115,6 +115,7 @@ def by_nodes(work: Path, count: int) -> Row:
         time.sleep(_SETTLED_SECONDS)
         roles = [Role(node["pid"]) for node in nodes]
         before, idle = [role.cpu_seconds() for role in roles], carried()
+        row["start_cpu_seconds_each"] = sum(before) / count
         time.sleep(_IDLE_SECONDS)
         after = carried()
         used = [role.cpu_seconds() - was for role, was in zip(roles, before, strict=True)]
