@@ -23,12 +23,7 @@ from typing import Any, Final, Literal
 from dstore.errors import CallerError, DstoreError, NodeError, NotFoundError
 from dstore.interfaces.client import Client, daemon_form
 from dstore.interfaces.homes import create_home, peer_id_of
-from dstore.limits import (
-    DEVNET_DOWN_SECONDS,
-    DEVNET_NODES_MAX,
-    DEVNET_UP_SECONDS,
-    KAD_BUCKET,
-)
+from dstore.limits import DEVNET_DOWN_SECONDS, DEVNET_NODES_MAX, DEVNET_UP_SECONDS
 
 _STATE_FILE: Final = "devnet.json"
 _LOG_FILE: Final = "daemon.log"
@@ -128,8 +123,7 @@ class Devnet:
     def up(self, count: int, domains: int | None) -> None:
         """Start `count` nodes in `domains` failure domains (each its own unless given), or
         those of an existing devnet that are dead; returns when all are ready and connected
-        to each other, where there are many each to KAD_BUCKET others at least.  Raises
-        CallerError, and NodeError with the log of one that failed."""
+        to each other.  Raises CallerError, and NodeError with the log of one that failed."""
         if (self.directory / _STATE_FILE).exists():
             self.nodes = Devnet.load(self.directory).nodes
         self._make(count, domains or count)
@@ -193,36 +187,33 @@ class Devnet:
         self.nodes[self.nodes.index(node)] = started
 
     def _await_connected(self) -> None:
-        """Every running node is connected to every other, or to as many as its routing table
-        takes on in one place; who has not found so many by himself is introduced.  One node
-        after the other is asked, and not again once it is in: the nodes are to find each
-        other, not to answer questions about it."""
+        """Every running node sees every other; who has not found the others by himself is
+        introduced to them.  One node after the other is asked, and not again once it sees all:
+        the nodes are to find each other, not to answer questions about it."""
         running = {node.peer_id: node for node in self.nodes if node.state == "running"}
-        enough = min(len(running) - 1, KAD_BUCKET)
         settled = time.monotonic() + _SETTLE_SECONDS
         deadline = time.monotonic() + DEVNET_UP_SECONDS
 
-        unseen: list[DevnetNode] = []
+        unseen: set[str] = set()
 
-        def is_in(node: DevnetNode) -> bool:
+        def sees_all(node: DevnetNode) -> bool:
             if node.state == "dead":
                 raise _ended(node)
             client = Client.of_home(Path(node.home))
             peers = client.get("/v1/peers", {"known": "true"})["peers"]
-            seen = {node.peer_id, *(one["peer_id"] for one in peers if one["connected"])}
-            unseen[:] = [running[peer] for peer in running.keys() - seen]
-            lacking = enough - (len(running) - len(unseen) - 1)
-            if time.monotonic() > settled:
-                for one in unseen[: max(lacking, 0)]:
-                    address = f"{one.address}/p2p/{one.peer_id}"
-                    client.post("/v1/peers/connect", {"address": address})
-            return lacking <= 0
+            seen = {one["peer_id"] for one in peers if one["connected"]}
+            unseen.clear()
+            unseen.update(running.keys() - seen - {node.peer_id})
+            for one in unseen if time.monotonic() > settled else ():
+                address = f"{running[one].address}/p2p/{one}"
+                client.post("/v1/peers/connect", {"address": address})
+            return not unseen
 
         for node in running.values():
-            if not _wait(partial(is_in, node), deadline - time.monotonic()):
-                lost = ", ".join(sorted(one.name for one in unseen))
+            if not _wait(partial(sees_all, node), deadline - time.monotonic()):
+                lost = ", ".join(sorted(running[one].name for one in unseen))
                 raise NodeError(
-                    f"the nodes are not connected after {DEVNET_UP_SECONDS} s: "
+                    f"not all nodes are connected after {DEVNET_UP_SECONDS} s: "
                     f"{node.name} misses {lost}"
                 )
 
