@@ -91,6 +91,8 @@ class FragmentStream:
 
     async def read_bytes(self, size: int) -> bytes:
         """The next `size` bytes, which the caller has checked: a message or a block."""
+        if (ready := self._reader.take_ready(size)) is not None:
+            return ready
         self._reads.patience_seconds = PROGRESS_SECONDS
         with trio.move_on_after(MESSAGE_SECONDS) as scope:
             data = await self._reader.read_exactly(size)

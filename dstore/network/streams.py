@@ -141,10 +141,9 @@ class BufferedReader:
     async def read_exactly(self, size: int) -> bytes:
         """Exactly `size` bytes.  Raises ConnectionLost where the stream ends first.
         The caller has checked `size` against its limit."""
+        if (ready := self.take_ready(size)) is not None:
+            return ready
         start, end = self._position, self._position + size
-        if end <= len(self._chunk):
-            self._position = end
-            return self._chunk[start:end]
         parts: list[bytes | memoryview] = []
         missing = end - len(self._chunk)
         if start < len(self._chunk):
@@ -157,6 +156,14 @@ class BufferedReader:
             parts += pieces
             missing -= sum(map(len, pieces))
         return parts[0] if len(parts) == 1 and type(parts[0]) is bytes else b"".join(parts)
+
+    def take_ready(self, size: int) -> bytes | None:
+        """Exactly `size` bytes where so many are here already."""
+        start, end = self._position, self._position + size
+        if end > len(self._chunk):
+            return None
+        self._position = end
+        return self._chunk[start:end]
 
     async def read_message(self, bytes_max: int) -> bytes | None:
         """The next varint-length-prefixed message, None at a clean end of the stream.
@@ -176,6 +183,9 @@ class BufferedReader:
 
     async def _read_length(self) -> int | None:
         """The varint that comes next, None at the end of the stream."""
+        if self._position < len(self._chunk) and self._chunk[self._position] < 0x80:
+            self._position += 1  # as a rule it is one byte, and here with what came before
+            return self._chunk[self._position - 1]
         length = bytearray()
         while len(length) < _LENGTH_BYTES_MAX:
             if self._position == len(self._chunk):

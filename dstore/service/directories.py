@@ -151,7 +151,11 @@ class Directories:
             return
         kept.begun.add(number)
         held = await self._held(session, kept, number)
-        for entry in kept.window(number):
-            small = entry.dag_bytes is not None and entry.dag_bytes <= DIRECTORY_AHEAD_FILE_BYTES
-            if entry.cid.codec == RAW and small and entry.cid.multihash not in held:
-                session.prefetch(entry.cid, held=False)
+        session.prefetch_many(
+            entry.cid
+            for entry in kept.window(number)
+            if entry.cid.codec == RAW
+            and entry.dag_bytes is not None
+            and entry.dag_bytes <= DIRECTORY_AHEAD_FILE_BYTES
+            and entry.cid.multihash not in held
+        )

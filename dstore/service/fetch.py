@@ -69,7 +69,7 @@ class _Want:
     asked_at: float
     patience_seconds: float  # how long the peer is waited for alone
     checked: bool = True
-    races: list[Race] = field(default_factory=list)
+    races: list[Race | Gathering] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -166,6 +166,46 @@ class Race:
         self._news = trio.Event()
 
 
+class Gathering:
+    """Many blocks, each asked of one peer and taken as it comes; those that do not come are for
+    others to fetch.  For each there is a want, and nothing else."""
+
+    def __init__(self, fetcher: BlockFetcher, take: Callable[[CID, bytes], None]) -> None:
+        self._fetcher = fetcher
+        self._take = take
+        self._pending: set[_Want] = set()
+        self._news = trio.Event()
+
+    def ask(self, peer: PeerId, cid: CID, size: int) -> None:
+        """Ask the peer for a block of about `size` bytes."""
+        want = self._fetcher.want(peer, cid, size)
+        want.races.append(self)
+        self._pending.add(want)
+
+    async def all(self) -> None:
+        """Until nothing is under way, or nothing has come for as long as a peer is waited for."""
+        while self._pending:
+            patience_seconds = max(want.patience_seconds for want in self._pending)
+            self._news = trio.Event()
+            with trio.move_on_after(patience_seconds) as waiting:
+                await self._news.wait()
+            if waiting.cancelled_caught:
+                return
+
+    def leave(self) -> None:
+        """Give up what is under way."""
+        for want in self._pending:
+            self._fetcher.give_up(want, self)
+        self._pending.clear()
+
+    def tell(self, want: _Want, data: bytes | None, failure: DstoreError | None) -> None:
+        """What became of a want."""
+        self._pending.remove(want)
+        if data is not None:
+            self._take(want.cid, data)
+        self._news.set()
+
+
 class BlockFetcher:
     """Fetches blocks from peers, verified but for inputs of a decoding; made by `open_fetcher`."""
 
@@ -191,6 +231,16 @@ class BlockFetcher:
             yield race
         finally:
             race.leave()
+
+    @contextmanager
+    def gather(self, take: Callable[[CID, bytes], None]) -> Iterator[Gathering]:
+        """For many blocks at once, each given to `take` as it comes; what is under way at the
+        end of the block is given up."""
+        gathering = Gathering(self, take)
+        try:
+            yield gathering
+        finally:
+            gathering.leave()
 
     async def fetch(self, peers: Iterable[PeerId], cid: CID, size: int) -> bytes:
         """The block from one of the peers, the best first; `size` in bytes is about its own.
@@ -229,7 +279,7 @@ class BlockFetcher:
                 self._nursery.start_soon(self._serve, peer, queue)
         return want
 
-    def give_up(self, want: _Want, race: Race) -> None:
+    def give_up(self, want: _Want, race: Race | Gathering) -> None:
         """For a race: it waits no longer.  A want that nobody waits for is not sent."""
         want.races.remove(race)
         queue = self._queue(want.peer)

@@ -6,16 +6,19 @@ cancellation does not fail the others; when the last one gives up, the flight is
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import trio
 
 from dstore.errors import DstoreError, NetworkError
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+
+Land: TypeAlias = Callable[[K, T], None]
 
 
 @dataclass(eq=False, slots=True)
@@ -71,6 +74,40 @@ class Flights(Generic[T]):
         if key not in self._flights:
             flight = self._flights[key] = Flight()
             self._nursery.start_soon(self._fly, key, flight, work)
+
+    def start_together(
+        self,
+        works: Mapping[K, Callable[[], Awaitable[T]]],
+        joint: Callable[[Collection[K], Land[K, T]], Awaitable[None]],
+    ) -> None:
+        """As `start` for each of `works`, but `joint`, one task for all of those that are not
+        under way, goes first: it hands the results it has to `land`, and only what it leaves
+        over is worked on by itself."""
+        flights: dict[K, Flight[T]] = {}
+        for key in works:
+            if key not in self._flights:
+                flights[key] = self._flights[key] = Flight()
+        if flights:
+            self._nursery.start_soon(self._fly_together, flights, works, joint)
+
+    async def _fly_together(
+        self,
+        flights: dict[K, Flight[T]],
+        works: Mapping[K, Callable[[], Awaitable[T]]],
+        joint: Callable[[Collection[K], Land[K, T]], Awaitable[None]],
+    ) -> None:
+        def land(key: K, result: T) -> None:
+            flight = flights.pop(key)
+            flight.results.append(result)
+            self._forget(key, flight)
+            flight.done.set()
+
+        try:
+            with suppress(DstoreError):
+                await joint(list(flights), land)
+        finally:
+            for key, flight in flights.items():
+                self._nursery.start_soon(self._fly, key, flight, works[key])
 
     def _forget(self, key: Hashable, flight: Flight[T]) -> None:
         if self._flights.get(key) is flight:

@@ -6,18 +6,24 @@ lying costs one detour; it is remembered by the fetcher, and the next block goes
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 
 import trio
 
 from dstore.core.cid import CID, DAG_PB
-from dstore.core.manifest import Manifest, Segment, SegmentRef
+from dstore.core.manifest import Manifest, Segment
 from dstore.core.peerid import PeerId
 from dstore.errors import (
-    CorruptStore,
     DataError,
     DeadlineExceeded,
     DstoreError,
@@ -28,25 +34,18 @@ from dstore.errors import (
     Unrecoverable,
 )
 from dstore.limits import (
-    BLOCK_BYTES_MAX,
     FETCH_BLOCK_SECONDS,
     HEDGE_SECONDS,
-    HEDGE_SECONDS_MIN,
-    HOLDER_MAP_PEERS_ASKED,
-    HOLDER_MAP_SECONDS,
-    HOLDERS_ASKED_MAX,
-    HOLDERS_PER_SLOT_MAX,
     ROOT_GUESS_BYTES,
     ROOT_GUESS_FIRST,
     ROOT_GUESS_FIRST_SECONDS,
     ROOT_GUESS_PEERS,
     ROOT_GUESS_SECONDS,
-    SEGMENTS_IN_MEMORY,
     SOURCES_TRIED_MAX,
 )
 from dstore.network.fragments_client import FragmentsClient
-from dstore.network.streams import Network, PeerAddresses
-from dstore.runtime import Runtime, open_plain_nursery
+from dstore.network.streams import Network
+from dstore.runtime import Runtime
 from dstore.service.blockcache import BlockCache
 from dstore.service.decoding import (
     Holders,
@@ -56,12 +55,14 @@ from dstore.service.decoding import (
     fragment_size,
 )
 from dstore.service.fetch import BlockFetcher, Race
-from dstore.service.flights import Flight, Flights
-from dstore.service.race import first_success, gather_enough
+from dstore.service.flights import Flight, Flights, Land
+from dstore.service.race import first_success
+from dstore.service.segments import RootSegments
 from dstore.service.sources import Discovery, RootSources
 from dstore.service.stores import Stores
 
 Way = Callable[[], Awaitable[bytes]]
+_Key = tuple[str, bytes]  # of a block among the flights
 
 
 class RootSession:
@@ -82,16 +83,16 @@ class RootSession:
         self.sources = RootSources(root)
         self._discovery = discovery
         self._fetcher = fetcher
-        self._client = client
         self._network = network
         self._stores = stores
         self._cache = cache
         self._runtime = runtime
-        self._segments: OrderedDict[CID, tuple[Segment, Holders]] = OrderedDict()
+        self.segments = RootSegments(
+            self.sources, discovery, fetcher, client, network, stores, runtime, nursery
+        )
         self._decoder = StripeDecoder(fetcher, stores.blocks, cache, runtime.workers)
         self._blocks: Flights[bytes] = Flights(nursery)
         self._looks: Flights[list[bool]] = Flights(nursery)
-        self._loads: Flights[tuple[Segment, Holders]] = Flights(nursery)
         self._stripes: Flights[dict[int, bytes]] = Flights(nursery)
 
     async def held(self, cids: Sequence[CID]) -> list[bool]:
@@ -133,14 +134,47 @@ class RootSession:
             work = partial(self._get_soon, cid, position, held=held)
             self._blocks.start(("block", cid.multihash), work)
 
-    async def _get_soon(self, cid: CID, position: float, *, held: bool) -> bytes:
+    def prefetch_many(self, cids: Iterable[CID]) -> None:
+        """As `prefetch` for many small blocks that are not here, as a rule of one segment: one
+        task asks a holder of each for all that it has."""
+        wanted = {
+            ("block", cid.multihash): cid
+            for cid in cids
+            if not cid.is_identity and self._cache.get(cid) is None
+        }
+        works = {key: partial(self._get_soon, cid, held=False) for key, cid in wanted.items()}
+        self._blocks.start_together(works, partial(self._gather, wanted))
+
+    async def _gather(
+        self, wanted: Mapping[_Key, CID], keys: Collection[_Key], land: Land[_Key, bytes]
+    ) -> None:
+        """Those of the blocks that their holders, if they are near, send in time."""
+        cids = [wanted[key] for key in keys]
+
+        def take(cid: CID, data: bytes) -> None:
+            self._cache.put(cid, data)
+            land(("block", cid.multihash), data)
+
+        with trio.move_on_after(FETCH_BLOCK_SECONDS), self._fetcher.gather(take) as gathering:
+            segment, holders = await self.segments.listing(cids[0])
+            best = {
+                slot: next(iter(self.segments.near_first(filter(self._is_near, peers))), None)
+                for slot, peers in holders.items()
+            }
+            for cid in cids:
+                stripe, slot = segment.locate.get(cid.multihash, (0, segment.n))
+                if (peer := best.get(slot)) is not None:
+                    gathering.ask(peer, cid, fragment_size(segment, stripe, slot))
+            await gathering.all()
+
+    async def _get_soon(self, cid: CID, position: float = 0.0, *, held: bool) -> bytes:
         """As `_get`, in bounded time: perhaps nobody waits who would give up."""
         with trio.move_on_after(FETCH_BLOCK_SECONDS):
             return await self._get(cid, position, held=held)
         raise DeadlineExceeded(f"block {cid} did not come within {FETCH_BLOCK_SECONDS} s")
 
     async def _get(self, cid: CID, position: float, *, held: bool = True) -> bytes:
-        data = await self._local(cid) if held else None
+        data = await self.segments.local(cid) if held else None
         if data is not None:
             self._fetcher.counters.local_blocks += 1
         elif cid.verify(b""):
@@ -172,7 +206,7 @@ class RootSession:
                 except (NetworkError, PeerError, DataError) as error:
                     failure = error
             try:
-                return await self._from_sources(cid)
+                return await self.segments.from_sources(cid)
             except (NotFoundError, NetworkError, PeerError) as error:
                 failure = failure or error
         if failure is not None and not isinstance(failure, NotFoundError):
@@ -196,26 +230,17 @@ class RootSession:
                     return data
             self._discovery.begin(self.sources)
             if inner:
-                self._loads.start(("ahead", self.sources.root), self._only_segment)
+                self.segments.load_only()
             return await race.any(likely[first:ROOT_GUESS_PEERS], ROOT_GUESS_SECONDS)
-
-    async def _local(self, cid: CID) -> bytes | None:
-        def work() -> bytes | None:
-            try:
-                return self._stores.blocks.get(cid)
-            except (NotFoundError, CorruptStore):
-                return None
-
-        return await self._runtime.workers.run(work)
 
     # --- By manifest -----------------------------------------------------------------------
 
     async def _by_manifest(self, manifest: Manifest, cid: CID, position: float) -> bytes:
         """Through the segment that lists the block.  NotFoundError where none does."""
         failure: DstoreError | None = None
-        for ref in self._likely_first(manifest, cid, position):
+        for ref in self.segments.likely_first(manifest, cid, position):
             try:
-                segment, holders = await self.segment(manifest, ref)
+                segment, holders = await self.segments.load(manifest, ref)
             except (NotFoundError, NetworkError, PeerError, DataError) as error:
                 failure = error  # the block may well be in another one
                 continue
@@ -228,7 +253,7 @@ class RootSession:
             except (NetworkError, PeerError, NotFoundError, DataError):
                 # Holders may have changed since the map was made, or those asked for it did
                 # not know all: once more with what everybody knows.
-                holders = await self._refresh(segment)
+                holders = await self.segments.refresh(segment)
             try:
                 return await self._by_stripe(segment, holders, stripe, slot, cid)
             except NotFoundError as error:  # listed, and nobody has it
@@ -238,18 +263,6 @@ class RootSession:
         if failure is not None:
             raise Unrecoverable(f"a segment of {manifest.cid} is missing: {failure}") from failure
         raise NotFoundError(f"manifest {manifest.cid} does not list {cid}")
-
-    def _likely_first(self, manifest: Manifest, cid: CID, position: float) -> Iterator[SegmentRef]:
-        """The segments that are here already and list the block, then the others, that around
-        `position` (0 to 1) of the root's bytes first."""
-        passed: set[CID] = set()
-        for ref in manifest.segments:
-            known = self._segments.get(ref.cid)
-            if known is not None:
-                passed.add(ref.cid)
-                if cid.multihash in known[0].locate:
-                    yield ref
-        yield from (ref for ref in _nearest_first(manifest, position) if ref.cid not in passed)
 
     async def _by_stripe(
         self, segment: Segment, holders: Holders, stripe: int, slot: int, cid: CID
@@ -263,7 +276,7 @@ class RootSession:
         ready = [peer for peer in own if not fetcher.is_cooling(peer)]
         extra = [peer for peer in others if not fetcher.is_cooling(peer)]
         late = [peer for peer in (*own, *others) if fetcher.is_cooling(peer)]
-        best = self._near_first
+        best = self.segments.near_first
         far = [*ready, *extra]
         if any(map(self._is_near, far)) or not self._decodes_nearby(segment, holders, stripe, slot):
             far = []
@@ -290,11 +303,6 @@ class RootSession:
                 if late:
                     ways.append(partial(self._one_of, race, late))
                 return await first_success(ways, stagger_seconds=HEDGE_SECONDS, at_once=together)
-
-    def _near_first(self, peers: Iterable[PeerId]) -> list[PeerId]:
-        """The best first of those that are connected, then of those to be dialled."""
-        best = self._fetcher.best_first(peers)
-        return sorted(best, key=lambda peer: self._network.reached_at(peer) is None)
 
     def _is_near(self, peer: PeerId) -> bool:
         """Whether the peer is connected and has done nothing wrong lately."""
@@ -346,122 +354,3 @@ class RootSession:
     async def manifests(self) -> list[Manifest]:
         """The manifests of the root, the search for them begun and waited for."""
         return await self._discovery.manifests(self.sources)
-
-    # --- Segments and sources ----------------------------------------------------------------
-
-    async def segment(self, manifest: Manifest, ref: SegmentRef) -> tuple[Segment, Holders]:
-        """The segment and who holds its slots.  Raises NotFoundError, MalformedBlock,
-        NetworkError."""
-        known = self._segments.get(ref.cid)
-        if known is not None:
-            self._segments.move_to_end(ref.cid)
-            return known
-        loaded = await self._loads.share(ref.cid, partial(self._load_segment, manifest, ref))
-        self._segments[ref.cid] = loaded
-        while len(self._segments) > SEGMENTS_IN_MEMORY:
-            self._segments.popitem(last=False)
-        return loaded
-
-    async def _load_segment(self, manifest: Manifest, ref: SegmentRef) -> tuple[Segment, Holders]:
-        holders: list[Holders] = []
-
-        async def ask() -> None:
-            holders.append(await self._holders(ref.cid))
-
-        async with open_plain_nursery() as nursery:
-            nursery.start_soon(ask)
-            data = await self._local(ref.cid)
-            if data is None:
-                data = await self._from_sources(ref.cid)
-            segment = await self._runtime.workers.run(Segment.decode, data)
-            manifest.check_segment(ref, segment)
-        return segment, holders[0]
-
-    async def _only_segment(self) -> tuple[Segment, Holders]:
-        """Where all blocks are, as for most roots: fetched while the root's own is on its way."""
-        with trio.move_on_after(FETCH_BLOCK_SECONDS):
-            for manifest in await self.manifests():
-                if len(manifest.segments) == 1:
-                    return await self.segment(manifest, manifest.segments[0])
-        raise NotFoundError(f"{self.sources.root} has no manifest of one segment")
-
-    async def _refresh(self, segment: Segment) -> Holders:
-        """A new holder map, from everybody who may know of a holder."""
-
-        async def load() -> tuple[Segment, Holders]:
-            known = self._segments.get(segment.cid, (segment, {}))[1]
-            mapped = {peer for peers in known.values() for peer in peers}
-            asked = {*self.sources.peers, *mapped}
-            return segment, await self._holders(segment.cid, asked, HOLDERS_ASKED_MAX)
-
-        loaded = await self._loads.share(("again", segment.cid), load)
-        self._segments[segment.cid] = loaded
-        return loaded[1]
-
-    async def _holders(
-        self, segment: CID, peers: Collection[PeerId] = (), enough: int = HOLDER_MAP_PEERS_ASKED
-    ) -> Holders:
-        """Who holds what of the segment, by this node's catalog and by what `enough` peers
-        say: those given, the known sources, and holders that the catalog knows."""
-        placements = await self._runtime.workers.run(self._stores.catalog.placements, segment)
-        own = self._network.peer_id
-        candidates = {*self.sources.peers, *peers, *(row.peer for row in placements)} - {own}
-        ways = [
-            partial(self._client.have, peer, [segment])
-            for peer in self._near_first(candidates)[:HOLDERS_ASKED_MAX]
-        ]
-        answers = await gather_enough(
-            ways, enough, stagger_seconds=HEDGE_SECONDS_MIN, within_seconds=HOLDER_MAP_SECONDS
-        )
-        holders: Holders = {}
-        for placement in placements:
-            holders.setdefault(placement.slot, {})[placement.peer] = None
-        for answer in answers:
-            named: Counter[int] = Counter()
-            for holding in answer.holdings:
-                for entry in holding.holders:
-                    named[entry.slot] += 1
-                    if named[entry.slot] > HOLDERS_PER_SLOT_MAX:
-                        continue
-                    if entry.addresses:
-                        self._network.remember(PeerAddresses(entry.peer, entry.addresses))
-                    holders.setdefault(entry.slot, {})[entry.peer] = None
-        for slot_holders in holders.values():
-            slot_holders.pop(own, None)
-        return holders
-
-    async def _from_sources(self, cid: CID) -> bytes:
-        """From any peer that may have it: manifests, segments, and roots that nobody
-        protects.  Those that know the root come before those that were silent about it, and
-        who is found meanwhile is asked too."""
-        asked: set[PeerId] = set()
-        failure: DstoreError | None = None
-        while len(asked) < HOLDERS_ASKED_MAX:
-            knowing = self._near_first(self.sources.peers.keys() - asked)
-            maybe = self.sources.maybe.keys() - self.sources.peers.keys()
-            peers = [*knowing, *self._near_first(maybe - asked)][: 4 * SOURCES_TRIED_MAX]
-            if peers:
-                asked.update(peers)
-                try:
-                    with self._fetcher.race(cid, BLOCK_BYTES_MAX) as race:
-                        data = await race.first(peers)
-                        return await race.rest() if data is None else data
-                except (NotFoundError, NetworkError, PeerError) as error:
-                    failure = error
-            elif self.sources.discovering:
-                await self.sources.changed.wait()
-            else:
-                break
-        raise failure or NotFoundError(f"no peer is known to have {cid}")
-
-
-def _nearest_first(manifest: Manifest, position: float) -> list[SegmentRef]:
-    """The segments, that around `position` (0 to 1) of the root's bytes first."""
-    target = position * manifest.bytes
-    distances: list[tuple[float, int]] = []
-    start = 0
-    for index, ref in enumerate(manifest.segments):
-        stop = start + ref.bytes
-        distances.append((max(start - target, target - stop, 0.0), index))
-        start = stop
-    return [manifest.segments[index] for _, index in sorted(distances)]

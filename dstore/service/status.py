@@ -66,7 +66,7 @@ class StatusReader:
         guarantees: list[Guarantee] = []
         silent: set[PeerId] = set()
         for ref in manifest.segments:
-            segment, holders = await session.segment(manifest, ref)
+            segment, holders = await session.segments.load(manifest, ref)
             status, promise = await self._segment(segment, holders, silent)
             segments.append(status)
             guarantees.append(promise)

@@ -23,7 +23,7 @@ from dstore.limits import (
 from dstore.service.node import Node, NodeOptions
 from dstore.service.progress import AddOptions
 from dstore.service.session import RootSession
-from dstore.testing.cluster import open_cluster
+from dstore.testing.cluster import Cluster, open_cluster
 from dstore.testing.deterministic import run_deterministic
 
 FILES = 4 * HELD_LOOKUP_BLOCKS
@@ -37,6 +37,8 @@ class Reader:
 
     node: Node
     root: CID
+    cluster: Cluster
+    holders: list[int]  # by slot
 
     async def ask(self, names: Sequence[str]) -> None:
         """Resolve the names, eight at a time, and let what that begins come to its end."""
@@ -73,12 +75,10 @@ async def reading(directory: Path, size: int = 200, cache: int = 64 * MIB) -> As
         added = await cluster[0].add_path(directory, AddOptions(code=(3, 2)))
         assert added.protected
         status = await cluster[0].status(added.cid)
-        holders = {
-            cluster.number_of(peer) for slot in status.segments[0].slots for peer in slot.holders
-        }
+        holders = [cluster.number_of(slot.holders[0]) for slot in status.segments[0].slots]
         await cluster.kill(0)
         number = next(number for number in cluster.alive if number not in holders)
-        yield Reader(cluster[number], added.cid)
+        yield Reader(cluster[number], added.cid, cluster, holders)
 
 
 def test_a_few_files_are_fetched_alone(tmp_path: Path) -> None:
@@ -112,6 +112,19 @@ def test_where_many_neighbours_are_asked_for_the_next_ones_come_too(tmp_path: Pa
             await reader.ask(NAMES)
             # Each has come once, whoever asked for it first.
             assert reader.fetched - begun == FILES
+
+    run_deterministic(1, main)
+
+
+def test_holders_that_fall_silent_cost_what_comes_ahead_nothing_but_time(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with reading(tmp_path / "tree") as reader:
+            await reader.ask(NAMES[: DIRECTORY_AHEAD_AFTER - 1])
+            reader.cluster.hub.pause(reader.cluster.peer(reader.holders[1]))
+            await reader.ask(NAMES)
+            for name in NAMES:
+                entry = await reader.node.resolve(reader.root, [name])
+                assert entry.content == (tmp_path / "tree" / name).read_bytes()
 
     run_deterministic(1, main)
 

@@ -420,3 +420,33 @@ async def test_a_peer_that_falls_silent_is_found_out_once(autojump_clock: MockCl
                 assert await race.first(fetcher.best_first([silent, good])) == block(1)[1]
             waits.append(trio.current_time() - begun)
         assert sorted(waits) == pytest.approx([0.04] * 9 + [0.14])
+
+
+# --- Many at once --------------------------------------------------------------------------
+
+
+async def test_many_blocks_are_taken_as_they_come_and_the_others_are_left() -> None:
+    client, got = Client(5), dict[CID, bytes]()
+    missing = block(99)[0]
+    async with open_fetcher(client, note) as fetcher:
+        with fetcher.gather(got.__setitem__) as gathering:
+            for cid in (*client.blocks, missing):
+                gathering.ask(PEER, cid, 10)
+            await gathering.all()
+    assert got == client.blocks
+    assert sum(client.asked) == 6
+    assert len(client.asked) < 6
+
+
+async def test_a_silent_peer_is_not_gathered_from_for_long(autojump_clock: MockClock) -> None:
+    client, got = Client(2), dict[CID, bytes]()
+    client.may = trio.Event()
+    async with open_fetcher(client, note) as fetcher:
+        begun = trio.current_time()
+        with fetcher.gather(got.__setitem__) as gathering:
+            for cid in client.blocks:
+                gathering.ask(PEER, cid, 10)
+            await gathering.all()
+        assert trio.current_time() - begun == pytest.approx(HEDGE_SECONDS_UNKNOWN)
+        assert fetcher.is_cooling(PEER)
+    assert got == {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from dstore.errors import NetworkError, NotFoundError
-from dstore.service.flights import Flights
+from dstore.service.flights import Flights, Land
 
 
 class Work:
@@ -208,3 +208,77 @@ async def test_different_keys_are_different_work() -> None:
             work = Work(key)
             work.go.set()
             assert await flights.share(key, work) == key
+
+
+# --- Together ------------------------------------------------------------------------------
+
+
+async def test_what_the_joint_work_brings_is_nobodys_own_work() -> None:
+    works = {key: Work(key) for key in "abc"}
+    may = trio.Event()
+    got: list[str] = []
+
+    async def joint(keys: Collection[str], land: Land[str, str]) -> None:
+        assert set(keys) == {"a", "b"}  # the third is under way
+        await may.wait()
+        land("a", "A")
+
+    async with trio.open_nursery() as nursery:
+        flights: Flights[str] = Flights(nursery)
+        flights.start("c", works["c"])
+        flights.start_together(works, joint)
+        for key in "abc":
+
+            async def wait(key: str = key) -> None:
+                got.append(await flights.share(key, works[key]))
+
+            nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        assert [work.begun for work in works.values()] == [0, 0, 1]
+        may.set()
+        await wait_all_tasks_blocked()
+        assert got == ["A"]
+        assert [work.begun for work in works.values()] == [0, 1, 1]  # left over: by itself
+        for work in works.values():
+            work.go.set()
+    assert sorted(got) == ["A", "b", "c"]
+
+
+async def test_joint_work_that_fails_leaves_all_over() -> None:
+    works = {key: Work(key) for key in "ab"}
+
+    async def joint(keys: Collection[str], land: Land[str, str]) -> None:
+        land("a", "A")
+        raise NotFoundError("no more")
+
+    async with trio.open_nursery() as nursery:
+        flights: Flights[str] = Flights(nursery)
+        flights.start_together(works, joint)
+        works["b"].go.set()
+        assert await flights.share("b", works["b"]) == "b"
+    assert [work.begun for work in works.values()] == [0, 1]
+
+
+async def test_nobody_who_leaves_ends_the_joint_work_for_others() -> None:
+    works = {key: Work(key) for key in "ab"}
+    may, got = trio.Event(), list[str]()
+
+    async def joint(keys: Collection[str], land: Land[str, str]) -> None:
+        await may.wait()
+        for key in keys:
+            land(key, "joint")
+
+    async with trio.open_nursery() as nursery:
+        flights: Flights[str] = Flights(nursery)
+        flights.start_together(works, joint)
+        with trio.move_on_after(0):
+            await flights.share("a", works["a"])
+
+        async def wait() -> None:
+            got.append(await flights.share("b", works["b"]))
+
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        may.set()
+    assert got == ["joint"]
+    assert [work.begun for work in works.values()] == [0, 0]

@@ -214,7 +214,7 @@ def test_invented_holders_do_not_stop_a_read(monkeypatch: pytest.MonkeyPatch) ->
             )
             session = cluster[reader]._retriever.session(result.cid)
             assert await read(cluster, reader, result.cid) == DATA
-            for _, holders in session._segments.values():
+            for _, holders in session.segments._loaded.values():
                 assert all(len(peers) <= HOLDERS_PER_SLOT_MAX + 4 for peers in holders.values())
 
     run_deterministic(4, main)
@@ -275,7 +275,7 @@ def test_a_range_loads_only_the_segment_it_lies_in() -> None:
             offset = 4_800_000
             assert await read(cluster, reader, result.cid, offset, 50) == DATA[offset : offset + 50]
             # The one in the middle; the root's node was had from a peer without any.
-            assert len(session._segments) == 1
+            assert len(session.segments) == 1
             (manifest,) = await session.manifests()
             assert len(manifest.segments) >= 4
 
@@ -293,7 +293,7 @@ def test_a_lost_segment_does_not_take_the_others_with_it() -> None:
             segment, _ = (
                 await cluster[reader]
                 ._retriever.session(result.cid)
-                .segment(manifest, manifest.segments[1])
+                .segments.load(manifest, manifest.segments[1])
             )
             for number in cluster.alive:
                 cluster[number].stores.blocks.delete_many([segment.cid])
@@ -438,6 +438,6 @@ def test_the_only_segment_comes_beside_the_root() -> None:
             session = cluster[outsider(cluster, slots)]._retriever.session(result.cid)
             await session.block(result.cid)
             await session._discovery.everything(session.sources)
-            assert len(session._segments) == 1
+            assert len(session.segments) == 1
 
     run_deterministic(4, main)

@@ -1,0 +1,233 @@
+"""The segments of one root: those in memory, who holds their slots, and where blocks that no
+stripe lists come from.
+
+Who may have what is asked of the peers that know the root; what they say is hints, and every
+block is checked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Iterator
+from functools import partial
+
+import trio
+
+from dstore.core.cid import CID
+from dstore.core.manifest import Manifest, Segment, SegmentRef
+from dstore.core.peerid import PeerId
+from dstore.errors import (
+    CorruptStore,
+    DstoreError,
+    NetworkError,
+    NotFoundError,
+    PeerError,
+)
+from dstore.limits import (
+    BLOCK_BYTES_MAX,
+    FETCH_BLOCK_SECONDS,
+    HEDGE_SECONDS_MIN,
+    HOLDER_MAP_PEERS_ASKED,
+    HOLDER_MAP_SECONDS,
+    HOLDERS_ASKED_MAX,
+    HOLDERS_PER_SLOT_MAX,
+    SEGMENTS_IN_MEMORY,
+    SOURCES_TRIED_MAX,
+)
+from dstore.network.fragments_client import FragmentsClient
+from dstore.network.streams import Network, PeerAddresses
+from dstore.runtime import Runtime, open_plain_nursery
+from dstore.service.decoding import Holders
+from dstore.service.fetch import BlockFetcher
+from dstore.service.flights import Flights
+from dstore.service.race import gather_enough
+from dstore.service.sources import Discovery, RootSources
+from dstore.service.stores import Stores
+
+
+class RootSegments:
+    """Loads segments and holder maps; made and kept by a `RootSession`."""
+
+    def __init__(
+        self,
+        sources: RootSources,
+        discovery: Discovery,
+        fetcher: BlockFetcher,
+        client: FragmentsClient,
+        network: Network,
+        stores: Stores,
+        runtime: Runtime,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._sources = sources
+        self._discovery = discovery
+        self._fetcher = fetcher
+        self._client = client
+        self._network = network
+        self._stores = stores
+        self._runtime = runtime
+        self._loaded: OrderedDict[CID, tuple[Segment, Holders]] = OrderedDict()
+        self._loads: Flights[tuple[Segment, Holders]] = Flights(nursery)
+
+    def __len__(self) -> int:
+        """How many are in memory."""
+        return len(self._loaded)
+
+    async def load(self, manifest: Manifest, ref: SegmentRef) -> tuple[Segment, Holders]:
+        """The segment and who holds its slots.  Raises NotFoundError, MalformedBlock,
+        NetworkError."""
+        known = self._loaded.get(ref.cid)
+        if known is not None:
+            self._loaded.move_to_end(ref.cid)
+            return known
+        loaded = await self._loads.share(ref.cid, partial(self._load, manifest, ref))
+        self._loaded[ref.cid] = loaded
+        while len(self._loaded) > SEGMENTS_IN_MEMORY:
+            self._loaded.popitem(last=False)
+        return loaded
+
+    async def _load(self, manifest: Manifest, ref: SegmentRef) -> tuple[Segment, Holders]:
+        holders: list[Holders] = []
+
+        async def ask() -> None:
+            holders.append(await self._holders(ref.cid))
+
+        async with open_plain_nursery() as nursery:
+            nursery.start_soon(ask)
+            data = await self.local(ref.cid)
+            if data is None:
+                data = await self.from_sources(ref.cid)
+            segment = await self._runtime.workers.run(Segment.decode, data)
+            manifest.check_segment(ref, segment)
+        return segment, holders[0]
+
+    async def refresh(self, segment: Segment) -> Holders:
+        """A new holder map, from everybody who may know of a holder."""
+
+        async def load() -> tuple[Segment, Holders]:
+            known = self._loaded.get(segment.cid, (segment, {}))[1]
+            mapped = {peer for peers in known.values() for peer in peers}
+            asked = {*self._sources.peers, *mapped}
+            return segment, await self._holders(segment.cid, asked, HOLDERS_ASKED_MAX)
+
+        loaded = await self._loads.share(("again", segment.cid), load)
+        self._loaded[segment.cid] = loaded
+        return loaded[1]
+
+    async def _holders(
+        self, segment: CID, peers: Collection[PeerId] = (), enough: int = HOLDER_MAP_PEERS_ASKED
+    ) -> Holders:
+        """Who holds what of the segment, by this node's catalog and by what `enough` peers
+        say: those given, the known sources, and holders that the catalog knows."""
+        placements = await self._runtime.workers.run(self._stores.catalog.placements, segment)
+        own = self._network.peer_id
+        candidates = {*self._sources.peers, *peers, *(row.peer for row in placements)} - {own}
+        ways = [
+            partial(self._client.have, peer, [segment])
+            for peer in self.near_first(candidates)[:HOLDERS_ASKED_MAX]
+        ]
+        answers = await gather_enough(
+            ways, enough, stagger_seconds=HEDGE_SECONDS_MIN, within_seconds=HOLDER_MAP_SECONDS
+        )
+        holders: Holders = {}
+        for placement in placements:
+            holders.setdefault(placement.slot, {})[placement.peer] = None
+        for answer in answers:
+            named: Counter[int] = Counter()
+            for holding in answer.holdings:
+                for entry in holding.holders:
+                    named[entry.slot] += 1
+                    if named[entry.slot] > HOLDERS_PER_SLOT_MAX:
+                        continue
+                    if entry.addresses:
+                        self._network.remember(PeerAddresses(entry.peer, entry.addresses))
+                    holders.setdefault(entry.slot, {})[entry.peer] = None
+        for slot_holders in holders.values():
+            slot_holders.pop(own, None)
+        return holders
+
+    async def listing(self, cid: CID) -> tuple[Segment, Holders]:
+        """A segment that lists the block.  Raises NotFoundError, and as `load`."""
+        for manifest in await self._discovery.manifests(self._sources):
+            for ref in self.likely_first(manifest, cid, 0.0):
+                loaded = await self.load(manifest, ref)
+                if cid.multihash in loaded[0].locate:
+                    return loaded
+        raise NotFoundError(f"no segment lists {cid}")
+
+    def likely_first(self, manifest: Manifest, cid: CID, position: float) -> Iterator[SegmentRef]:
+        """The segments that are here already and list the block, then the others, that around
+        `position` (0 to 1) of the root's bytes first."""
+        passed: set[CID] = set()
+        for ref in manifest.segments:
+            known = self._loaded.get(ref.cid)
+            if known is not None:
+                passed.add(ref.cid)
+                if cid.multihash in known[0].locate:
+                    yield ref
+        yield from (ref for ref in _nearest_first(manifest, position) if ref.cid not in passed)
+
+    def load_only(self) -> None:
+        """Begin to load the one segment of the root, as most have one: where all its blocks are."""
+        self._loads.start(("ahead", self._sources.root), self._only)
+
+    async def _only(self) -> tuple[Segment, Holders]:
+        with trio.move_on_after(FETCH_BLOCK_SECONDS):
+            for manifest in await self._discovery.manifests(self._sources):
+                if len(manifest.segments) == 1:
+                    return await self.load(manifest, manifest.segments[0])
+        raise NotFoundError(f"{self._sources.root} has no manifest of one segment")
+
+    # --- Blocks beside stripes -----------------------------------------------------------
+
+    async def local(self, cid: CID) -> bytes | None:
+        """The block from this node's own store; None where it is not there, or damaged."""
+
+        def work() -> bytes | None:
+            try:
+                return self._stores.blocks.get(cid)
+            except (NotFoundError, CorruptStore):
+                return None
+
+        return await self._runtime.workers.run(work)
+
+    async def from_sources(self, cid: CID) -> bytes:
+        """From any peer that may have it: manifests, segments, and roots that nobody
+        protects.  Those that know the root come before those that were silent about it, and
+        who is found meanwhile is asked too."""
+        asked: set[PeerId] = set()
+        failure: DstoreError | None = None
+        while len(asked) < HOLDERS_ASKED_MAX:
+            knowing = self.near_first(self._sources.peers.keys() - asked)
+            maybe = self._sources.maybe.keys() - self._sources.peers.keys()
+            peers = [*knowing, *self.near_first(maybe - asked)][: 4 * SOURCES_TRIED_MAX]
+            if peers:
+                asked.update(peers)
+                try:
+                    with self._fetcher.race(cid, BLOCK_BYTES_MAX) as race:
+                        data = await race.first(peers)
+                        return await race.rest() if data is None else data
+                except (NotFoundError, NetworkError, PeerError) as error:
+                    failure = error
+            elif self._sources.discovering:
+                await self._sources.changed.wait()
+            else:
+                break
+        raise failure or NotFoundError(f"no peer is known to have {cid}")
+
+    def near_first(self, peers: Iterable[PeerId]) -> list[PeerId]:
+        """The best first of those that are connected, then of those to be dialled."""
+        best = self._fetcher.best_first(peers)
+        return sorted(best, key=lambda peer: self._network.reached_at(peer) is None)
+
+
+def _nearest_first(manifest: Manifest, position: float) -> list[SegmentRef]:
+    """The segments, that around `position` (0 to 1) of the root's bytes first."""
+    target = position * manifest.bytes
+    distances: list[tuple[float, int]] = []
+    start = 0
+    for index, ref in enumerate(manifest.segments):
+        stop = start + ref.bytes
+        distances.append((max(start - target, target - stop, 0.0), index))
+        start = stop
+    return [manifest.segments[index] for _, index in sorted(distances)]
