@@ -32,6 +32,8 @@ from dstore.limits import (
 )
 from dstore.service.session import RootSession
 
+_AHEAD_FACTOR = HELD_LOOKUP_BLOCKS // DIRECTORY_AHEAD_AFTER - 1  # fetched, for each one wanted
+
 
 @dataclass(eq=False, slots=True)
 class _Kept:
@@ -46,6 +48,10 @@ class _Kept:
     held: dict[int, Collection[bytes]] = field(default_factory=dict)  # multihashes, by window
     asked: dict[int, int] = field(default_factory=dict)  # a bit for each that was not here
     begun: set[int] = field(default_factory=set)  # windows that were fetched ahead
+    # Of the first block of a sharded directory: files of all shards that were asked for and not
+    # here, and files that were fetched ahead.
+    wanted: int = 0
+    ahead: int = 0
 
     def find(self, name: str, depth: int) -> Found | Descend | Absent:
         """As `lookup`, which goes through the names of a plain directory one by one."""
@@ -81,11 +87,11 @@ class Directories:
         """What the name in the directory `cid` leads to, and whether that may be here; None
         where there is no such name or no directory."""
         depth = 0
-        kept = await self._get(session, cid)
+        top = kept = await self._get(session, cid)
         while isinstance(kept.node, Directory | HamtShard):
             step = kept.find(name, depth)
             if isinstance(step, Found):
-                return step.cid, await self._is_held(session, kept, name)
+                return step.cid, await self._is_held(session, top, kept, name)
             if not isinstance(step, Descend):
                 break
             depth = step.depth
@@ -115,9 +121,10 @@ class Directories:
         while self._bytes > self._bytes_max:
             self._bytes -= self._kept.popitem(last=False)[1].size
 
-    async def _is_held(self, session: RootSession, kept: _Kept, name: str) -> bool:
-        """Whether the block behind the name may be here.  Where it must come from peers and
-        many around it had to, others are begun: in few exchanges, in place of one each."""
+    async def _is_held(self, session: RootSession, top: _Kept, kept: _Kept, name: str) -> bool:
+        """Whether the block behind the name, which is in `kept` of the directory `top`, may be
+        here.  Where it must come from peers and many others had to, more are begun: in few
+        exchanges, in place of one each."""
         assert kept.places is not None
         number, at = divmod(kept.places[name], HELD_LOOKUP_BLOCKS)
         held = await self._held(session, kept, number)
@@ -126,13 +133,38 @@ class Directories:
         before = kept.asked.get(number, 0)
         asked = kept.asked[number] = before | 1 << at
         if asked != before:
-            count = asked.bit_count()
-            if count == DIRECTORY_AHEAD_AFTER:
-                # Where this one came ahead, it is the turn of the next.
-                await self._fetch_ahead(session, kept, number + (number in kept.begun))
-            elif count == HELD_LOOKUP_BLOCKS // 2:
-                await self._fetch_ahead(session, kept, number + 1)
+            if isinstance(top.node, HamtShard):
+                await self._ahead_of_shards(session, top, kept, number)
+            else:
+                await self._ahead_of_window(session, kept, number, asked.bit_count())
         return False
+
+    async def _ahead_of_window(
+        self, session: RootSession, kept: _Kept, number: int, count: int
+    ) -> None:
+        """`count` of the window's files have been asked for, one by one."""
+        if count == DIRECTORY_AHEAD_AFTER:
+            # Where this one came ahead, it is the turn of the next.
+            await self._fetch_ahead(session, kept, number + (number in kept.begun))
+        elif count == HELD_LOOKUP_BLOCKS // 2:
+            await self._fetch_ahead(session, kept, number + 1)
+
+    async def _ahead_of_shards(
+        self, session: RootSession, top: _Kept, kept: _Kept, number: int
+    ) -> None:
+        """Neighbours by name are anywhere in a sharded directory: what counts is how many of
+        all its files have been asked for."""
+        top.wanted += 1
+        if top.wanted == DIRECTORY_AHEAD_AFTER:
+            assert isinstance(top.node, HamtShard)
+            shards = listing(top.node).shards
+            here = await session.held_once((top.cid, "shards"), shards)
+            session.prefetch_many(
+                cid for cid, is_here in zip(shards, here, strict=True) if not is_here
+            )
+        if top.wanted >= DIRECTORY_AHEAD_AFTER and top.ahead < _AHEAD_FACTOR * top.wanted:
+            top.ahead += len(kept.window(number))
+            await self._fetch_ahead(session, kept, number)
 
     async def _held(self, session: RootSession, kept: _Kept, number: int) -> Collection[bytes]:
         """The multihashes of a window that are here: one look, as long as the node is kept."""

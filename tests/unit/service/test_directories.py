@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from dstore.core.cid import CID
+from dstore.core.unixfs import HamtShard, listing, parse
 from dstore.limits import (
     DIRECTORY_AHEAD_AFTER,
     DIRECTORY_AHEAD_FILE_BYTES,
@@ -60,16 +61,18 @@ class Reader:
         return self.node.counters.fetched_blocks
 
 
-def make_tree(directory: Path, size: int) -> None:
+def make_tree(directory: Path, size: int, names: Sequence[str]) -> None:
     directory.mkdir()
     source = random.Random(7)
-    for name in NAMES:
+    for name in names:
         (directory / name).write_bytes(source.randbytes(size))
 
 
 @asynccontextmanager
-async def reading(directory: Path, size: int = 200, cache: int = 64 * MIB) -> AsyncIterator[Reader]:
-    make_tree(directory, size)
+async def reading(
+    directory: Path, size: int = 200, cache: int = 64 * MIB, names: Sequence[str] = NAMES
+) -> AsyncIterator[Reader]:
+    make_tree(directory, size, names)
     options = NodeOptions(capacity_bytes=GIB, memory_cache_bytes=cache)
     async with open_cluster(7, options=options) as cluster:
         added = await cluster[0].add_path(directory, AddOptions(code=(3, 2)))
@@ -112,6 +115,29 @@ def test_where_many_neighbours_are_asked_for_the_next_ones_come_too(tmp_path: Pa
             await reader.ask(NAMES)
             # Each has come once, whoever asked for it first.
             assert reader.fetched - begun == FILES
+
+    run_deterministic(1, main)
+
+
+def test_in_a_sharded_directory_what_was_wanted_bounds_what_comes_ahead(tmp_path: Path) -> None:
+    names = [f"{number:0200}" for number in range(1200)]  # too long for one block
+
+    async def main() -> None:
+        async with reading(tmp_path / "tree", names=names) as reader:
+            root = await reader.node.block(reader.root)
+            parsed = parse(reader.root, root)
+            assert isinstance(parsed, HamtShard)
+            shards = len(listing(parsed).shards)
+            await trio.sleep(SETTLED_SECONDS)
+            begun = reader.fetched
+            await reader.ask(names[: DIRECTORY_AHEAD_AFTER - 1])
+            assert reader.fetched - begun <= 2 * DIRECTORY_AHEAD_AFTER  # each with its shard
+            await reader.ask(names[:100])
+            ahead = reader.fetched - begun - shards - 100
+            assert 100 < ahead <= 3 * 100 + 20
+            await reader.ask(names)
+            # Each has come once, and each shard; nine are deeper ones.
+            assert reader.fetched - begun == len(names) + shards + 9
 
     run_deterministic(1, main)
 
