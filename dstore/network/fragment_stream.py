@@ -141,8 +141,9 @@ class FragmentStream:
 
     async def flush(self) -> None:
         """Hand over what `queue` kept."""
-        async with self._writing:
-            await self._flush()
+        if self._small:
+            async with self._writing:
+                await self._flush()
 
     async def _flush(self) -> None:
         if self._small:

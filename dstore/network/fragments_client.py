@@ -337,10 +337,13 @@ class FragmentsClient:
         pool = self._pools.setdefault(peer, _Pool())
         pool.users += 1
         try:
-            with trio.move_on_after(MESSAGE_SECONDS) as scope:
-                await pool.turns.acquire()
-            if scope.cancelled_caught:
-                raise DeadlineExceeded(f"too many exchanges with {peer} at once")
+            try:
+                pool.turns.acquire_nowait()  # as a rule
+            except trio.WouldBlock:
+                with trio.move_on_after(MESSAGE_SECONDS) as scope:
+                    await pool.turns.acquire()
+                if scope.cancelled_caught:
+                    raise DeadlineExceeded(f"too many exchanges with {peer} at once") from None
             try:
                 exchange = await self._begin(peer, pool, request, silence_seconds)
                 try:

@@ -106,6 +106,8 @@ class Routing:
         answers = Answers(network, self._table, self._store, runtime.random)
         self._served = ServedStreams(answers.answer)
         self._size_at_refresh = 0
+        self._joins = self._joins_refreshed = 0  # calls of `bootstrap`
+        self._refreshing = trio.Lock()  # for one of them
         self._closed = False
         if options.mode == "server":
             network.set_handler(options.protocol, self._serve)
@@ -310,7 +312,14 @@ class Routing:
         async with trio.open_nursery() as nursery:
             for target in peers:
                 nursery.start_soon(self._join, target)
-        await self.refresh()
+        # Of many who join at the same time, two refreshes find all that a refresh for each would.
+        self._joins += 1
+        mine = self._joins
+        async with self._refreshing:
+            if self._joins_refreshed < mine:
+                joins = self._joins
+                await self.refresh()
+                self._joins_refreshed = joins
         return sum(target.peer in self._table for target in peers)
 
     async def _join(self, target: PeerAddresses) -> None:

@@ -24,7 +24,7 @@ from dstore.limits import (
 from dstore.network import routing as routing_module
 from dstore.network.kad_requests import RequestStreams
 from dstore.network.kad_search import Search
-from dstore.network.routing import ProviderEntry, RoutingOptions
+from dstore.network.routing import ProviderEntry, Routing, RoutingOptions
 from dstore.network.streams import PeerAddresses
 from dstore.testing.deterministic import peer_number
 from dstore.testing.routing_cluster import routing_cluster
@@ -256,6 +256,27 @@ async def test_bootstrap_counts_who_answered_and_tries_again(autojump_clock: Moc
         assert routing.table_size == 1
         assert await routing.bootstrap([late, absent, cluster.where(0)]) == 2
         assert routing.table_size == 3
+
+
+async def test_many_introductions_at_once_are_one_or_two_refreshes(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with routing_cluster(12) as cluster:
+        routing = await cluster.start()
+        refreshed = 0
+        refresh = Routing.refresh
+
+        async def counted(one: Routing) -> None:
+            nonlocal refreshed
+            refreshed += one is routing
+            await refresh(one)
+
+        monkeypatch.setattr(Routing, "refresh", counted)
+        async with trio.open_nursery() as nursery:
+            for number in range(12):
+                nursery.start_soon(routing.bootstrap, [cluster.where(number)])
+        assert 1 <= refreshed <= 2
+        assert routing.table_size == 12
 
 
 async def test_records_expire_and_survive_a_restart_by_export(autojump_clock: MockClock) -> None:
