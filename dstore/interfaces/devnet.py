@@ -28,7 +28,7 @@ from dstore.limits import DEVNET_DOWN_SECONDS, DEVNET_NODES_MAX, DEVNET_UP_SECON
 _STATE_FILE: Final = "devnet.json"
 _LOG_FILE: Final = "daemon.log"
 _POLL_SECONDS: Final = 0.05
-_SETTLE_SECONDS: Final = 2.0  # without finding another one, before a node is introduced
+_SETTLE_SECONDS: Final = 2.0  # for the nodes to find each other before they are introduced
 _BOOTSTRAP_NODES: Final = 3
 _LOG_LINES_SHOWN: Final = 15
 # Below the ephemeral ports, which connections of other programs take at any time.
@@ -191,23 +191,19 @@ class Devnet:
         introduced to them.  One node after the other is asked, and not again once it sees all:
         the nodes are to find each other, not to answer questions about it."""
         running = {node.peer_id: node for node in self.nodes if node.state == "running"}
+        settled = time.monotonic() + _SETTLE_SECONDS
         deadline = time.monotonic() + DEVNET_UP_SECONDS
 
         unseen: set[str] = set()
-        settled = 0.0
 
         def sees_all(node: DevnetNode) -> bool:
-            nonlocal settled
             if node.state == "dead":
                 raise _ended(node)
             client = Client.of_home(Path(node.home))
             peers = client.get("/v1/peers", {"known": "true"})["peers"]
             seen = {one["peer_id"] for one in peers if one["connected"]}
-            lost = running.keys() - seen - {node.peer_id}
-            if lost != unseen:
-                settled = time.monotonic() + _SETTLE_SECONDS  # it is finding them
             unseen.clear()
-            unseen.update(lost)
+            unseen.update(running.keys() - seen - {node.peer_id})
             for one in unseen if time.monotonic() > settled else ():
                 address = f"{running[one].address}/p2p/{one}"
                 client.post("/v1/peers/connect", {"address": address})
