@@ -32,6 +32,7 @@ from dstore.limits import (
 )
 from dstore.service.session import RootSession
 
+_WINDOW_BYTES = HELD_LOOKUP_BLOCKS * DIRECTORY_AHEAD_FILE_BYTES  # at most, of what comes ahead
 _AHEAD_FACTOR = HELD_LOOKUP_BLOCKS // DIRECTORY_AHEAD_AFTER - 1  # fetched, for each one wanted
 
 
@@ -132,7 +133,7 @@ class Directories:
             return True
         before = kept.asked.get(number, 0)
         asked = kept.asked[number] = before | 1 << at
-        if asked != before:
+        if asked != before and session.can_keep(_WINDOW_BYTES):
             if isinstance(top.node, HamtShard):
                 await self._ahead_of_shards(session, top, kept, number)
             else:
@@ -162,7 +163,8 @@ class Directories:
             session.prefetch_many(
                 cid for cid, is_here in zip(shards, here, strict=True) if not is_here
             )
-        if top.wanted >= DIRECTORY_AHEAD_AFTER and top.ahead < _AHEAD_FACTOR * top.wanted:
+        begun = number in kept.begun or top.wanted < DIRECTORY_AHEAD_AFTER
+        if not begun and top.ahead < _AHEAD_FACTOR * top.wanted:
             top.ahead += len(kept.window(number))
             await self._fetch_ahead(session, kept, number)
 
@@ -178,8 +180,7 @@ class Directories:
 
     async def _fetch_ahead(self, session: RootSession, kept: _Kept, number: int) -> None:
         """Begin to fetch the small files of a window, once."""
-        whole = HELD_LOOKUP_BLOCKS * DIRECTORY_AHEAD_FILE_BYTES
-        if number in kept.begun or not session.can_keep(whole):
+        if number in kept.begun:
             return
         kept.begun.add(number)
         held = await self._held(session, kept, number)

@@ -119,8 +119,22 @@ def test_where_many_neighbours_are_asked_for_the_next_ones_come_too(tmp_path: Pa
     run_deterministic(1, main)
 
 
+LONG_NAMES = [f"{number:0200}" for number in range(1200)]  # too long for one block
+
+
+def test_what_could_not_be_kept_of_a_sharded_directory_is_not_fetched_ahead(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with reading(tmp_path / "tree", cache=MIB // 2, names=LONG_NAMES) as reader:
+            await reader.ask(LONG_NAMES[:1])
+            begun = reader.fetched
+            await reader.ask(LONG_NAMES[1:101])
+            assert reader.fetched - begun <= 2 * 100 + 9  # each with its shard, or a deeper one
+
+    run_deterministic(1, main)
+
+
 def test_in_a_sharded_directory_what_was_wanted_bounds_what_comes_ahead(tmp_path: Path) -> None:
-    names = [f"{number:0200}" for number in range(1200)]  # too long for one block
+    names = LONG_NAMES
 
     async def main() -> None:
         async with reading(tmp_path / "tree", names=names) as reader:
