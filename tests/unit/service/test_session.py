@@ -59,6 +59,13 @@ def outsider(cluster: Cluster, slots: dict[int, int]) -> int:
     return next(n for n in cluster.alive if n and n not in slots.values())
 
 
+async def meet_all(cluster: Cluster, reader: int) -> None:
+    """Connect the reader to everybody."""
+    for number in cluster.alive:
+        if number != reader:
+            await cluster[reader].connect(PeerAddresses(cluster.peer(number)))
+
+
 # --- Slow and dead holders ---------------------------------------------------------------
 
 
@@ -361,9 +368,7 @@ def test_those_who_know_the_root_are_asked_before_the_many_who_do_not() -> None:
             result, slots = await add(cluster, (2, 1))
             await cluster.kill(0)
             reader = outsider(cluster, slots)
-            for number in cluster.alive:
-                if number != reader:
-                    await cluster[reader].connect(PeerAddresses(cluster.peer(number)))
+            await meet_all(cluster, reader)
             assert len(cluster[reader].network.connected()) == 28
             assert await read(cluster, reader, result.cid) == DATA
 
@@ -416,9 +421,7 @@ def test_reading_begins_with_what_two_neighbours_say(monkeypatch: pytest.MonkeyP
             result, slots = await add(cluster, (3, 2))
             await cluster.kill(0)
             reader = outsider(cluster, slots)
-            for number in cluster.alive:
-                if number != reader:
-                    await cluster[reader].connect(PeerAddresses(cluster.peer(number)))
+            await meet_all(cluster, reader)
             monkeypatch.setattr(LocalHolder, "find_manifests", noted)
             session = cluster[reader]._retriever.session(result.cid)
             assert await read(cluster, reader, result.cid, 0, 100) == DATA[:100]
