@@ -67,7 +67,9 @@ def http(data: bytes) -> None:
                 bodies[number] = bodies.get(number, b"") + request.take()
         assert len(reader.requests) <= HTTP_PIPELINED_MAX
         assert reader.refusal in (None, 400, 431, 501, 503, 505)
-        seen.append((reader.refusal, [_request_form(one) for one in reader.requests], bodies))
+        # What is too much and malformed as well is refused for whichever is met first.
+        refusal = 400 if reader.refusal == 431 else reader.refusal
+        seen.append((refusal, [_request_form(one) for one in reader.requests], bodies))
     assert seen[0] == seen[1] == seen[2]
     refusal, requests, _ = seen[0]
     for number, (_, ended, keeps_alive, _, headers) in enumerate(requests):
