@@ -27,9 +27,11 @@ from dstore.limits import (
     BANDWIDTH_GROUPS_MAX,
     BANDWIDTH_PERIODS_MAX,
     CONNECTIONS_MAX,
+    DURATION_SECONDS_MAX,
     LABEL_BYTES_MAX,
     LEASE_SECONDS,
     PIN_SECONDS_DEFAULT,
+    SIZE_BYTES_MAX,
 )
 from dstore.network.addresses import parse_endpoint, parse_target
 
@@ -53,7 +55,10 @@ def parse_size(text: str) -> int:
         raise ValueError(f'not a size: {text!r} (write it like "100 GiB")')
     unit = (match[2] or "").lower()
     power = " kmgtp".index(unit[0]) if unit else 0
-    return int(float(match[1]) * (1024 if unit.endswith("i") else 1000) ** power)
+    size = float(match[1]) * (1024 if unit.endswith("i") else 1000) ** power
+    if size > SIZE_BYTES_MAX:
+        raise ValueError(f"too much: {text[:40]!r} (at most 1 EiB)")
+    return int(size)
 
 
 def parse_duration(text: str) -> int:
@@ -61,7 +66,10 @@ def parse_duration(text: str) -> int:
     match = _DURATION.match(text)
     if match is None:
         raise ValueError(f'not a duration: {text!r} (write it like "30d", "12h" or "1y")')
-    return int(float(match[1]) * _SECONDS[match[2]])
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds > DURATION_SECONDS_MAX:
+        raise ValueError(f"too long: {text[:40]!r} (at most 100 years)")
+    return int(seconds)
 
 
 def parse_listen(text: str) -> tuple[str, int]:

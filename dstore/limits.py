@@ -347,6 +347,8 @@ WORKER_RETRY_SECONDS: Final = 60
 PROVIDE_BATCH_KEYS: Final = 128  # told together; what is new waits for at most one batch
 PROVIDE_RETRY_SECONDS: Final = 30  # where too few peers confirmed; doubles each time, up to:
 PROVIDE_RETRY_SECONDS_MAX: Final = 3600
+DURATION_SECONDS_MAX: Final = 100 * 365 * 86_400  # of a setting or a pin: calendars end
+SIZE_BYTES_MAX: Final = 1 << 60  # of a setting
 SHUTDOWN_SECONDS: Final = 5  # what is under way may end in this time, then it is cancelled
 
 # --- HTTP ------------------------------------------------------------------------------

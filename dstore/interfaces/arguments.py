@@ -11,7 +11,7 @@ from typing import Any
 
 from dstore.core.cid import CID
 from dstore.errors import CallerError, InvalidPath
-from dstore.limits import PATH_BYTES_MAX
+from dstore.limits import DURATION_SECONDS_MAX, PATH_BYTES_MAX
 from dstore.service.progress import AddOptions
 
 
@@ -74,11 +74,19 @@ def add_options(given: Mapping[str, Any]) -> AddOptions:
     pin_seconds = natural(given, "pin_seconds")
     if pin_seconds == 0:
         raise CallerError("pin_seconds: must be more than nothing")
+    if pin_seconds is not None and pin_seconds > DURATION_SECONDS_MAX:
+        raise CallerError("pin_seconds: at most 100 years")
+    require_guarantee = natural(given, "require_guarantee") or 0
+    local_only = flag(given, "local_only")
+    if local_only and require_guarantee:
+        raise CallerError(
+            "local_only and require_guarantee: what is on this node alone survives no loss of it"
+        )
     return AddOptions(
         code=parse_code(texts["code"] or "auto"),
         profile=texts["profile"] or AddOptions().profile,
-        local_only=flag(given, "local_only"),
-        require_guarantee=natural(given, "require_guarantee") or 0,
+        local_only=local_only,
+        require_guarantee=require_guarantee,
         pin_seconds=pin_seconds,
         name=texts["name"],
     )

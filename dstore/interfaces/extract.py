@@ -125,8 +125,7 @@ class _PartialFile:
         self._parent = parent
         self._size = size
         self._written = 0
-        # Short whatever the name's length; one process writes one file of a directory at once.
-        self._temporary = f".dstore-{os.getpid()}.part"
+        self._temporary = _temporary_name()
         self._descriptor = os.open(self._temporary, _NEW_FILE, 0o666, dir_fd=parent)
 
     def write(self, piece: bytes) -> None:
@@ -138,7 +137,7 @@ class _PartialFile:
     def finish(self) -> None:
         if self._written != self._size:
             raise MalformedBlock(f"{self.name!r}: {self._written} bytes came, not {self._size}")
-        _refuse_directory(self._parent, self.name)
+        _refuse_unlike(self._parent, self.name)
         os.rename(self._temporary, self.name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
         os.close(self._descriptor)
 
@@ -159,8 +158,8 @@ def _replace_link(parent: int, name: str, target: str) -> None:
     """A symbolic link at once under its name; what it points at is never opened."""
     if not target or "\0" in target or len(os.fsencode(target)) > SYMLINK_BYTES_MAX:
         raise InvalidPath(f"refused: the symbolic link {name!r} points at {target[:80]!r}")
-    _refuse_directory(parent, name)
-    temporary = f".dstore-{os.getpid()}.part"
+    _refuse_unlike(parent, name)
+    temporary = _temporary_name()
     os.symlink(target, temporary, dir_fd=parent)
     try:
         os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
@@ -169,10 +168,23 @@ def _replace_link(parent: int, name: str, target: str) -> None:
         raise
 
 
-def _refuse_directory(parent: int, name: str) -> None:
+def _temporary_name() -> str:
+    """Short whatever the file's name; what a killed process left is in nobody's way."""
+    return f".dstore-{os.urandom(6).hex()}.part"
+
+
+def _refuse_unlike(parent: int, name: str) -> None:
+    """Files and links are replaced; directories, devices and pipes, and links to devices and
+    pipes (`/dev/stdout`), are not."""
     try:
         mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
-    except FileNotFoundError:
+        if stat.S_ISLNK(mode):
+            mode = os.stat(name, dir_fd=parent).st_mode
+            if stat.S_ISDIR(mode):
+                return  # the link is replaced, not what is there
+    except OSError:  # nothing is there, or a link to nothing
         return
     if stat.S_ISDIR(mode):
         raise InvalidPath(f"{name!r} is a directory on disk and no directory in the store")
+    if not stat.S_ISREG(mode):
+        raise InvalidPath(f"{name!r} is a device or a pipe: write to it with  dstore cat")

@@ -12,6 +12,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from dstore.core.cid import CID
 from dstore.core.unixfs import (
@@ -33,8 +34,11 @@ from dstore.limits import (
 from dstore.runtime import Workers
 from dstore.service.pipeline import closing, from_iterable, in_order
 from dstore.service.progress import Progress, Report
+from dstore.storage.layout import is_home
 
 Save = Callable[[Sequence[Block]], None]
+
+_HOMES_NAMED: Final = 8  # of those left out
 
 
 @dataclass(slots=True)
@@ -67,6 +71,7 @@ class _Tree:
     symlinks: list[tuple[_Directory, str, str]] = field(default_factory=list)
     hidden: int = 0
     special: int = 0
+    homes: list[Path] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,8 @@ class Importer:
         except OSError as error:
             raise _unreadable(path, error) from error
         if stat.S_ISDIR(mode):
+            if await self._workers.run(is_home, path):
+                raise CallerError(f"{path} is the home of a dstore node: its keys stay private")
             return await self._add_directory(path, hidden)
         if not stat.S_ISREG(mode):
             raise CallerError(f"{path} is neither a file nor a directory")
@@ -389,6 +396,9 @@ def _sort_in(
     elif entry.is_symlink():
         tree.symlinks.append((directory, entry.name, str(path.readlink())))
     elif entry.is_dir(follow_symlinks=False):
+        if is_home(path):
+            tree.homes.append(path)
+            return
         pending.append(_Directory(path, directory.depth + 1, directory, entry.name))
     elif entry.is_file(follow_symlinks=False):
         size = entry.stat(follow_symlinks=False).st_size
@@ -402,6 +412,10 @@ def _warnings(tree: _Tree) -> Iterator[str]:
         yield f"{tree.hidden} hidden entries were left out (--hidden adds them)"
     if tree.special:
         yield f"{tree.special} sockets, pipes or devices were left out"
+    for home in tree.homes[:_HOMES_NAMED]:
+        yield f"{home} was left out: it is the home of a dstore node, with its keys"
+    if len(tree.homes) > _HOMES_NAMED:
+        yield f"{len(tree.homes) - _HOMES_NAMED} more homes of dstore nodes were left out"
 
 
 def _unreadable(path: Path, error: OSError) -> DstoreError:

@@ -38,6 +38,21 @@ def check_format(directory: Path, what: str, newest: int) -> bool:
     return True
 
 
+def has_format(directory: Path, what: str) -> bool:
+    """Whether the directory says that it is a `what`, of any number.  Never raises, and never
+    waits for a pipe of that name: the directory may be anybody's."""
+    try:
+        descriptor = os.open(directory / _NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return os.read(descriptor, _BYTES_MAX).startswith(f"{what} ".encode())
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
 def write_format(directory: Path, what: str, number: int) -> None:
     """Write the format file, atomically and durably.  Raises StorageFull, NodeError."""
     write_durably(directory / _NAME, f"{what} {number}\n".encode())

@@ -18,7 +18,7 @@ from typing import Final
 from dstore.errors import AlreadyRunning, NodeError, NotFoundError
 from dstore.limits import PRIVATE_FILE_BYTES_MAX
 from dstore.storage.durable import node_error, sync_directory
-from dstore.storage.formatfile import check_format, write_durably, write_format
+from dstore.storage.formatfile import check_format, has_format, write_durably, write_format
 
 _FORMAT_NAME: Final = "dstore home"
 _FORMAT: Final = 1
@@ -172,3 +172,8 @@ def _refuse_others(path: Path, mode: str, status: os.stat_result | None = None) 
         raise NodeError(
             f"{path} is open to other users (mode {permissions:o}): run  chmod {mode} '{path}'"
         )
+
+
+def is_home(directory: Path) -> bool:
+    """Whether the directory is the home of some node, its keys and all."""
+    return has_format(directory, _FORMAT_NAME)

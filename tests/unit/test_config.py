@@ -131,6 +131,15 @@ def test_what_is_no_size(text: str) -> None:
         parse_size(text)
 
 
+def test_what_is_beyond_all_bounds() -> None:
+    for text in ("2000000 TiB", "9" * 400):
+        with pytest.raises(ValueError, match="at most 1 EiB"):
+            parse_size(text)
+    for text in ("101y", "9" * 400 + "d"):
+        with pytest.raises(ValueError, match="at most 100 years"):
+            parse_duration(text)
+
+
 def test_durations_and_listen_addresses() -> None:
     assert parse_duration("30d") == 30 * 86_400
     assert parse_duration("1.5h") == 5400

@@ -68,6 +68,10 @@ def add(
         raise click.UsageError("an empty path: is a variable unset?")
     if paths.count(STDIN) > 1:
         raise click.UsageError("standard input can be added once")
+    if STDIN in paths and sys.stdin is None:
+        raise click.UsageError("there is no standard input to add")
+    if local_only and require_guarantee:
+        raise click.UsageError("with --local-only nothing survives the loss of this node")
     choices = _Choices(
         {
             "code": code,

@@ -100,7 +100,15 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo(f"dstore: {text}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # Whoever read our output has enough; Python would complain again while exiting.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()  # whoever read it has enough
+        sys.exit(1)
+    except OSError as error:  # what there is to say cannot be written
+        click.echo(f"dstore: {error.strerror or error}", err=True)
+        _give_up_output()
         sys.exit(1)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _give_up_output() -> None:
+    """Python would complain again about what is buffered while it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -62,7 +62,11 @@ def _toml(given: dict[str, dict[str, object]]) -> str:
     lines: list[str] = []
     for section, values in given.items():
         lines.append(f"[{section}]")
-        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items() if value]
+        lines += [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}"
+            for key, value in values.items()
+            if value
+        ]
     return "\n".join(lines)
 
 

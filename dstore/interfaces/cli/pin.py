@@ -34,7 +34,12 @@ def list_pins(home: Path, as_json: bool) -> None:
 
 
 def _date(moment: float | None) -> str:
-    return "-" if moment is None else datetime.fromtimestamp(moment, UTC).date().isoformat()
+    if moment is None:
+        return "-"
+    try:
+        return datetime.fromtimestamp(moment, UTC).date().isoformat()
+    except (ValueError, OverflowError, OSError):  # no calendar goes so far
+        return "always"
 
 
 @pin.command("rm")

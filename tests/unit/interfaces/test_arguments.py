@@ -53,14 +53,15 @@ def test_the_options_of_an_add() -> None:
     given: dict[str, Any] = {
         "code": "3+2",
         "profile": "unixfs-v0-2015",
-        "local_only": True,
+        "local_only": False,
         "require_guarantee": 2,
         "pin_seconds": 60,
         "name": "n",
     }
-    wanted = AddOptions((3, 2), "unixfs-v0-2015", True, 2, 60, "n")
+    wanted = AddOptions((3, 2), "unixfs-v0-2015", False, 2, 60, "n")
     assert add_options(given) == wanted
-    assert add_options({**given, "local_only": "true", "pin_seconds": "60"}) == wanted
+    assert add_options({**given, "local_only": "false", "pin_seconds": "60"}) == wanted
+    assert add_options({"local_only": "true"}) == AddOptions(local_only=True)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,9 @@ def test_the_options_of_an_add() -> None:
         {"local_only": 1},
         {"require_guarantee": -1},
         {"require_guarantee": True},
+        {"local_only": True, "require_guarantee": 1},
         {"pin_seconds": 0},
+        {"pin_seconds": 101 * 365 * 86_400},
         {"pin_seconds": 1.5},
         {"pin_seconds": "1e3"},
     ],

@@ -170,13 +170,13 @@ def test_messages_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) 
 def test_init_makes_a_private_home_once(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     bootstrap = "/ip4/192.0.2.1/tcp/4180/p2p/12D3KooWAsWJmNNtfA5V3XcXo5qyYJDc8JUn3gsV6YEBvUKhxpdb"
-    options = ["--label", 'a "b"', "--role", "client", "--capacity", "3 GiB"]
+    options = ["--label", 'a "b" 🏠', "--role", "client", "--capacity", "3 GiB"]
     options += ["--bootstrap", bootstrap, "--listen", "/ip4/127.0.0.1/tcp/0", "--json"]
     first = json.loads(run("init", "--home", str(home.directory), *options).output)
     assert first["created"] is True
     home.check()
     config = load_config(home.config, {})
-    assert (config.domain.label, config.node.role) == ('a "b"', "client")
+    assert (config.domain.label, config.node.role) == ('a "b" 🏠', "client")
     assert (config.storage.capacity, config.network.bootstrap) == ("3 GiB", (bootstrap,))
     again = json.loads(run("init", "--home", str(home.directory), "--json").output)
     assert (again["created"], again["peer_id"]) == (False, first["peer_id"])
@@ -258,3 +258,4 @@ def test_local_adds_without_a_daemon(tmp_path: Path) -> None:
     with home.lock(), pytest.raises(SystemExit) as caught:
         main([*base, str(tmp_path / "a")])
     assert caught.value.code == 1
+    assert run(*base, "--require-guarantee", "1", str(tmp_path / "a")).exit_code == 2

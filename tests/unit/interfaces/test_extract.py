@@ -158,6 +158,27 @@ def test_a_directory_is_never_replaced_by_something_else(tmp_path: Path) -> None
     assert everything(tmp_path) == {"out", "out/x"}
 
 
+def test_devices_and_pipes_are_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(InvalidPath, match="dstore cat"):
+            extract(tmp_path / name, file(size=0))
+    assert everything(tmp_path) == {"pipe", "link"}
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_what_a_killed_one_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    # In a container every process may have the number of the one before.
+    (tmp_path / f".dstore-{os.getpid()}.part").touch()
+    with Extraction(tmp_path / "f") as extraction:
+        extraction.enter({"path": [], "kind": "file", "size": 1, "target": None})
+        extraction.write(b"x")
+        extract(tmp_path / "g", file(size=0))
+        extraction.finish()
+    assert (tmp_path / "f").read_bytes() == b"x"
+
+
 @pytest.mark.parametrize("target", ["", "a\0b", "x" * 5000])
 def test_links_to_nothing_sensible_are_refused(tmp_path: Path, target: str) -> None:
     with pytest.raises(InvalidPath):

@@ -34,6 +34,7 @@ from dstore.service import importing
 from dstore.service.importing import Imported, Importer, Save
 from dstore.service.progress import Progress, Report
 from dstore.storage.blockstore import Block
+from dstore.storage.layout import Home
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "unixfs.json").read_text())
 PROFILES = ["unixfs-v0-2015", "unixfs-v1-2025"]
@@ -204,6 +205,24 @@ async def test_hidden_and_special_entries_are_left_out_and_said_so(tmp_path: Pat
         everything = await importer(saved).add_path(tmp_path, hidden=True)
         assert set(listing(saved, everything.cid)) == {"seen", ".hidden", ".git"}
         assert len(everything.warnings) == 1
+
+
+async def test_the_home_of_a_node_is_never_added(tmp_path: Path) -> None:
+    home = Home(tmp_path / "tree" / "node")
+    home.create()
+    (home.directory / "owner.key").write_bytes(b"private")
+    other = tmp_path / "tree" / "other"
+    other.mkdir()
+    (other / "format").write_text("some other format 1")
+    (tmp_path / "tree" / "pipe").mkdir()
+    os.mkfifo(tmp_path / "tree" / "pipe" / "format")
+    saved = Saved()
+    imported = await importer(saved).add_path(tmp_path / "tree")
+    assert set(listing(saved, imported.cid)) == {"other", "pipe"}
+    assert any(str(home.directory) in warning for warning in imported.warnings)
+    with pytest.raises(CallerError, match="keys stay private"):
+        await importer(saved).add_path(home.directory)
+    assert not any(b"private" in block for block in saved.blocks.values())
 
 
 async def test_a_link_at_the_path_itself_is_followed(tmp_path: Path) -> None:
