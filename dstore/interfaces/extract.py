@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from dstore.errors import DstoreError, InvalidPath, MalformedBlock
 from dstore.limits import NAME_BYTES_MAX, SYMLINK_BYTES_MAX
@@ -20,6 +21,9 @@ from dstore.storage.durable import node_error
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PARTS_MAX: Final = 1000  # of one directory, left by killed processes
+
+T = TypeVar("T")
 
 
 class Extraction:
@@ -125,8 +129,9 @@ class _PartialFile:
         self._parent = parent
         self._size = size
         self._written = 0
-        self._temporary = _temporary_name()
-        self._descriptor = os.open(self._temporary, _NEW_FILE, 0o666, dir_fd=parent)
+        self._temporary, self._descriptor = _beside(
+            lambda part: os.open(part, _NEW_FILE, 0o666, dir_fd=parent)
+        )
 
     def write(self, piece: bytes) -> None:
         self._written += len(piece)
@@ -159,8 +164,7 @@ def _replace_link(parent: int, name: str, target: str) -> None:
     if not target or "\0" in target or len(os.fsencode(target)) > SYMLINK_BYTES_MAX:
         raise InvalidPath(f"refused: the symbolic link {name!r} points at {target[:80]!r}")
     _refuse_unlike(parent, name)
-    temporary = _temporary_name()
-    os.symlink(target, temporary, dir_fd=parent)
+    temporary, _ = _beside(lambda part: os.symlink(target, part, dir_fd=parent))
     try:
         os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
     except OSError:
@@ -168,9 +172,16 @@ def _replace_link(parent: int, name: str, target: str) -> None:
         raise
 
 
-def _temporary_name() -> str:
-    """Short whatever the file's name; what a killed process left is in nobody's way."""
-    return f".dstore-{os.urandom(6).hex()}.part"
+def _beside(make: Callable[[str], T]) -> tuple[str, T]:
+    """What is made under the first temporary name that is free, and that name.  It is short
+    whatever the file's own is, and what killed processes left is in nobody's way."""
+    for number in range(_PARTS_MAX):
+        part = f".dstore-{os.getpid()}-{number}.part"
+        try:
+            return part, make(part)
+        except FileExistsError:
+            continue
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), part)
 
 
 def _refuse_unlike(parent: int, name: str) -> None:

@@ -170,7 +170,7 @@ def test_devices_and_pipes_are_not_replaced(tmp_path: Path) -> None:
 
 def test_what_a_killed_one_left_is_in_nobodys_way(tmp_path: Path) -> None:
     # In a container every process may have the number of the one before.
-    (tmp_path / f".dstore-{os.getpid()}.part").touch()
+    (tmp_path / f".dstore-{os.getpid()}-0.part").touch()
     with Extraction(tmp_path / "f") as extraction:
         extraction.enter({"path": [], "kind": "file", "size": 1, "target": None})
         extraction.write(b"x")
