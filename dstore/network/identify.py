@@ -97,7 +97,7 @@ def read(message: bytes, peer: PeerId, remote: Endpoint) -> Identified:
         protocols = frozenset(
             name for name in map(_text, parsed.protocols) if len(name) <= PROTOCOL_CHARS_MAX
         )
-        announced: Iterable[bytes] = parsed.listen_addrs
+        announced: Iterable[bytes] = parsed.listen_addrs[:IDENTIFY_PROTOCOLS_MAX]
         if parsed.signedPeerRecord and peer.ed25519 is not None:
             announced = _signed_addresses(parsed.signedPeerRecord, peer, peer.ed25519)
         agent = _text(parsed.agent_version)[:PROTOCOL_CHARS_MAX]

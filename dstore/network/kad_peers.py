@@ -22,6 +22,7 @@ from dstore.limits import (
     KAD_EXTRA_PEERS_MAX,
     KAD_TRUSTED_STARTS,
 )
+from dstore.network.peers import with_room_for
 from dstore.network.streams import Network, PeerAddresses
 
 
@@ -38,8 +39,8 @@ class KnownPeers:
 
     def where(self, peer: PeerId, hints: Sequence[str] = ()) -> PeerAddresses:
         """Where `peer` can be reached: what the network knows, then `hints`."""
-        known = (*self._network.known_addresses(peer), *self._extra.get(peer, ()), *hints)
-        return PeerAddresses(peer, tuple(dict.fromkeys(known))[:KAD_ADDRESSES_PER_PEER_MAX])
+        known = (*self._network.known_addresses(peer), *self._extra.get(peer, ()))
+        return PeerAddresses(peer, with_room_for(known, hints, KAD_ADDRESSES_PER_PEER_MAX))
 
     def subnets(self, peer: PeerId, hints: Sequence[str] = ()) -> Subnets:
         """Where `peer` is: where it is connected, whatever is said of it; for one that is not,

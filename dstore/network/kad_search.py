@@ -24,6 +24,7 @@ from dstore.limits import (
 )
 from dstore.network.kad_peers import KnownPeers
 from dstore.network.kad_requests import RequestStreams
+from dstore.network.peers import with_room_for
 from dstore.network.streams import PeerAddresses
 
 
@@ -63,8 +64,8 @@ class Search:
     def hint(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """Somebody said that `peer` can be reached at `addresses`."""
         if addresses:
-            union = dict.fromkeys((*self._hints.get(peer, ()), *addresses))
-            self._hints[peer] = tuple(union)[:KAD_ADDRESSES_PER_PEER_MAX]
+            before = self._hints.get(peer, ())
+            self._hints[peer] = with_room_for(before, addresses, KAD_ADDRESSES_PER_PEER_MAX)
 
     def where(self, peer: PeerId) -> PeerAddresses:
         """What is known of where `peer` can be reached."""

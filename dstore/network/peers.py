@@ -9,10 +9,26 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from dstore.core.peerid import PeerId
 from dstore.limits import ADDRESSES_PER_PEER_MAX, PEERS_KNOWN_MAX
 from dstore.network.addresses import dialable
+
+
+class _Addresses(NamedTuple):
+    """Of one peer: those that may work, the most promising first, and those that did not."""
+
+    hopeful: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+
+def with_room_for(known: Iterable[str], told: Iterable[str], count: int) -> tuple[str, ...]:
+    """At most `count` addresses of those known and those told now: half of the room is not for
+    whoever spoke first, or one lie would keep every truth out."""
+    first = tuple(known)
+    half = count // 2
+    return tuple(dict.fromkeys((*first[:half], *told, *first[half:])))[:count]
 
 
 class AddressBook:
@@ -28,7 +44,7 @@ class AddressBook:
         self._keep = keep
         self._peers_max = peers_max
         self._addresses_max = addresses_max
-        self._by_peer: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
+        self._by_peer: OrderedDict[PeerId, _Addresses] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._by_peer)
@@ -37,34 +53,47 @@ class AddressBook:
         return iter(list(self._by_peer))
 
     def known(self, peer: PeerId) -> tuple[str, ...]:
-        return self._by_peer.get(peer, ())
+        known = self._by_peer.get(peer, _Addresses())
+        return known.hopeful + known.failed
 
     def remember(self, peer: PeerId, addresses: Iterable[str]) -> None:
-        """Note what somebody says; addresses known already keep their place before it."""
-        self._store(peer, (*self.known(peer), *dialable(addresses, peer)))
+        """Note what somebody says; the most promising of those known keep their place before
+        it, and what failed before stays so."""
+        hopeful, failed = self._by_peer.get(peer, _Addresses())
+        told = [address for address in dialable(addresses, peer) if address not in failed]
+        self._store(peer, with_room_for(hopeful, told, self._addresses_max))
 
     def announced(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """Note what the peer itself says, before what others said."""
-        self._store(peer, (*dialable(addresses, peer), *self.known(peer)))
+        self._store_first(peer, dialable(addresses, peer))
 
     def reached(self, peer: PeerId, address: str) -> None:
         """Note that the address worked: it is tried first next time."""
-        self._store(peer, (address, *self.known(peer)))
+        self._store_first(peer, [address])
 
     def failed(self, peer: PeerId, address: str) -> None:
         """Note that the address did not work: it is tried last, and goes first for room."""
-        others = [known for known in self.known(peer) if known != address]
-        if len(others) < len(self.known(peer)):
-            self._by_peer[peer] = (*others, address)
+        known = self.known(peer)
+        if address in known:
+            hopeful, failed = self._by_peer[peer]
+            self._by_peer[peer] = _Addresses(
+                tuple(one for one in hopeful if one != address),
+                (*(one for one in failed if one != address), address),
+            )
 
     def forget(self, peer: PeerId) -> None:
         self._by_peer.pop(peer, None)
 
-    def _store(self, peer: PeerId, addresses: Iterable[str]) -> None:
-        kept = tuple(dict.fromkeys(addresses))[: self._addresses_max]
-        if not kept:
+    def _store_first(self, peer: PeerId, addresses: Iterable[str]) -> None:
+        hopeful = (*addresses, *self._by_peer.get(peer, _Addresses()).hopeful)
+        self._store(peer, tuple(dict.fromkeys(hopeful))[: self._addresses_max])
+
+    def _store(self, peer: PeerId, hopeful: tuple[str, ...]) -> None:
+        before = self._by_peer.get(peer, _Addresses()).failed
+        failed = tuple(one for one in before if one not in hopeful)
+        if not hopeful and not failed:
             return
-        self._by_peer[peer] = kept
+        self._by_peer[peer] = _Addresses(hopeful, failed[: self._addresses_max - len(hopeful)])
         self._by_peer.move_to_end(peer)
         if len(self._by_peer) > self._peers_max:
             self._evict(newcomer=peer)

@@ -43,6 +43,22 @@ def test_hearsay_cannot_push_out_what_is_known() -> None:
     assert book.known(peer(1)) == (at(1), at(2), at(3), at(4))
 
 
+def test_lies_do_not_keep_the_truth_out() -> None:
+    book = AddressBook(addresses_max=16)
+    lies = [at(n) for n in range(100, 116)]
+    book.remember(peer(1), lies)
+    book.remember(peer(1), [at(1)])
+    assert at(1) in book.known(peer(1))
+    for lie in lies:
+        book.failed(peer(1), lie)
+    book.remember(peer(1), [*lies[:15], at(2)])
+    assert book.known(peer(1))[:2] == (at(1), at(2))
+    assert len(book.known(peer(1))) == 16
+    book.announced(peer(1), [lies[-1]])
+    assert book.known(peer(1))[0] == lies[-1]
+    assert len(set(book.known(peer(1)))) == 16
+
+
 def test_nothing_undialable_is_kept() -> None:
     book = AddressBook()
     book.remember(peer(1), ["/ip4/0.0.0.0/tcp/1", "nonsense", "/ip4/1.2.3.4/udp/1/quic"])
