@@ -61,6 +61,7 @@ YAMUX_FRAME_BYTES_ACCEPTED: Final = YAMUX_WINDOW_BYTES  # larger could not fit a
 YAMUX_STREAMS_MAX: Final = 1024  # per connection and direction
 YAMUX_ACCEPT_BACKLOG: Final = 256  # as the specification's reference implementation
 YAMUX_OUT_BYTES_HIGH: Final = MIB  # writers wait above this
+YAMUX_BATCH_BYTES: Final = 4 * YAMUX_FRAME_BYTES_MAX  # sent before the queue is looked at again
 YAMUX_CONTROL_FRAMES_MAX: Final = 4096  # queued answers to a peer that never reads
 # Each side pings steadily, so that the other hears of it however slowly data goes; where
 # nothing at all was heard for so long, the peer is taken for dead.

@@ -7,7 +7,7 @@ Specification: https://github.com/libp2p/specs/blob/master/yamux/README.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from dstore.core.yamux_frames import (
     ACK,
@@ -25,6 +25,7 @@ from dstore.core.yamux_frames import (
     Event,
     GoAwayCode,
     GoAwayReceived,
+    Output,
     PingAnswered,
     StreamAcknowledged,
     StreamEnded,
@@ -81,14 +82,6 @@ class _Body:
     flags: int = 0
 
 
-@dataclass(slots=True)
-class _Output:
-    frames: list[bytes] = field(default_factory=list)
-    urgent: list[bytes] = field(default_factory=list)
-    size: int = 0
-    answers: int = 0  # frames that the peer's frames called for
-
-
 class YamuxConnection:
     """One side of one connection.
 
@@ -109,7 +102,7 @@ class YamuxConnection:
         self._unread = 0
         self._head = bytearray()
         self._body = _Body()
-        self._out = _Output()
+        self._out = Output()
         self._ping: int | None = None
         self._going_away = False
         self._peer_going_away = False
@@ -154,14 +147,10 @@ class YamuxConnection:
         stream = self._streams.get(stream_id)
         return 0 if stream is None or stream.write_closed else stream.send_window
 
-    def data_to_send(self) -> list[bytes]:
-        """All frames queued, whole, in order; the queue is empty afterwards."""
-        out = self._out
-        if not out.size:
-            return []
-        frames = out.urgent + out.frames if out.urgent else out.frames
-        self._out = _Output()
-        return frames
+    def data_to_send(self, bytes_max: int | None = None) -> list[bytes]:
+        """The frames queued, whole and in order, urgent ones first: all, or the first of them
+        that together reach `bytes_max`."""
+        return self._out.take(bytes_max)
 
     # --- What the driver does -----------------------------------------------------------
 

@@ -7,7 +7,7 @@ Specification: https://github.com/libp2p/specs/blob/master/yamux/README.md.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
@@ -105,3 +105,30 @@ Event = (
     | PingAnswered
     | GoAwayReceived
 )
+
+
+@dataclass(slots=True)
+class Output:
+    """Frames that wait to be sent; `size` is that of all of them in bytes."""
+
+    frames: list[bytes] = field(default_factory=list)
+    urgent: list[bytes] = field(default_factory=list)
+    size: int = 0
+    answers: int = 0  # frames that the peer's frames called for, at most
+
+    def take(self, bytes_max: int | None) -> list[bytes]:
+        """The first frames that together reach `bytes_max`, urgent ones before others; all
+        for None."""
+        if not self.size:
+            return []
+        frames = self.urgent + self.frames if self.urgent else self.frames
+        count, taken = len(frames), self.size
+        if bytes_max is not None and self.size > bytes_max:
+            count = taken = 0
+            while taken < bytes_max:
+                taken += len(frames[count])
+                count += 1
+        self.frames, self.urgent = frames[count:], []
+        self.size -= taken
+        self.answers = min(self.answers, len(self.frames))
+        return frames if count == len(frames) else frames[:count]

@@ -35,6 +35,8 @@ from dstore.limits import (
     KEEPALIVE_SECONDS,
     KEEPALIVE_TIMEOUT_SECONDS,
     NEGOTIATE_SECONDS,
+    YAMUX_BATCH_BYTES,
+    YAMUX_OUT_BYTES_HIGH,
 )
 from dstore.network.noise import NoiseSession
 from dstore.network.yamux_stream import StreamLost, StreamShut, YamuxStream
@@ -86,7 +88,7 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
         self._arrived: dict[int, YamuxStream] = {}  # opened by the peer, not accepted yet
         self._arrival = trio.Event()
         self._out = trio.Event()  # there is something to write
-        self._room = trio.Event()  # there is less than YAMUX_OUT_BYTES_HIGH to write
+        self._room = trio.lowlevel.ParkingLot()  # writers that wait, first come, first served
         self._slots = trio.Event()  # another stream may be opened
         self._drained = trio.Event()  # all is written that will be
         self._heard_at = trio.current_time()  # when messages last came
@@ -200,7 +202,12 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
     async def wait_room(self) -> None:
         """Until the writer has taken what is queued, or the connection ends."""
         if self.ending is None:
-            await self._room.wait()
+            await self._room.park()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether writers wait for room."""
+        return bool(self._room)
 
     def forget(self, stream_id: int) -> None:
         self._streams.pop(stream_id, None)
@@ -246,10 +253,11 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
         conn = self.secured_conn
         fast = conn if isinstance(conn, NoiseSession) else None
         while True:
-            frames = self.core.data_to_send()
+            frames = self.core.data_to_send(YAMUX_BATCH_BYTES)
             if frames:
-                room, self._room = self._room, trio.Event()
-                room.set()
+                # As many writers as fill the queue again, each with its turn.
+                room_bytes = YAMUX_OUT_BYTES_HIGH - self.core.pending_bytes
+                self._room.unpark(count=max(1, room_bytes // YAMUX_BATCH_BYTES))
                 if fast is not None:
                     await fast.write_frames(frames)
                 else:
@@ -260,6 +268,7 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
             else:
                 if fast is not None:
                     fast.rest()
+                self._room.unpark_all()
                 self._out = trio.Event()
                 await self._out.wait()
 
@@ -318,8 +327,9 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
             stream.was_lost(reason)
         self._streams.clear()
         self._arrived.clear()
-        for event in (self._arrival, self._out, self._room, self._slots):
+        for event in (self._arrival, self._out, self._slots):
             event.set()
+        self._room.unpark_all()
 
     async def _finish(self) -> None:
         if self._finishing:

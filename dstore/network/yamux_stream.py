@@ -126,12 +126,16 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc] # libp2p is untyped
         session, core = self.muxed_conn, self._core
         with memoryview(data) as given, given.cast("B") as view:
             position, turn, end = 0, 0, len(view)
+            waited = False
             while position < end:
                 self._check_writable()
-                if core.pending_bytes >= YAMUX_OUT_BYTES_HIGH:
+                # Who begins goes behind those that wait, or would pass them each time.
+                behind = session.crowded and not turn and not waited
+                if behind or core.pending_bytes >= YAMUX_OUT_BYTES_HIGH:
                     await session.wait_room()
-                    turn = 0
+                    turn, waited = 0, True
                     continue
+                waited = False
                 if turn >= _TURN_BYTES:
                     await trio.lowlevel.checkpoint()
                     turn = 0

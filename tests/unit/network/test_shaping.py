@@ -110,7 +110,7 @@ async def test_a_limited_host_still_talks() -> None:
         assert a.shaper.total.down.carried_bytes > len(data)
 
 
-class _Socket:
+class MemorySocket:
     """An end of a memory stream as a socket's: what was written is in the wires at once."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -148,7 +148,7 @@ async def test_many_busy_peers_share_the_least_limit_and_all_stay(
     up, down = direction in ("up", "both"), direction in ("down", "both")
     shaper.limit(Limits(up=rate if up else math.inf, down=rate if down else math.inf))
     here, there = [], []
-    sockets: list[_Socket] = []
+    sockets: list[MemorySocket] = []
     shares = [0] * PEERS
 
     async def give(stream: YamuxStream) -> None:
@@ -163,9 +163,9 @@ async def test_many_busy_peers_share_the_least_limit_and_all_stay(
     async with trio.open_nursery() as nursery:
         for number in range(PEERS):
             left, right = memory_stream_pair()
-            sockets.append(_Socket(left))
+            sockets.append(MemorySocket(left))
             ours: Any = sockets[-1]  # what TcpConnection uses of a socket stream
-            theirs: Any = _Socket(right)
+            theirs: Any = MemorySocket(right)
             our_wire: Any = TcpConnection(ours, is_initiator=True, shaper=shaper)
             their_wire: Any = TcpConnection(theirs, is_initiator=False)
             our_wire.trust()
