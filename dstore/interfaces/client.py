@@ -83,9 +83,13 @@ class Client:
             yield from _lines(response)
 
     def ls(self, path: str) -> Iterator[Form]:
-        """The entries of a directory."""
+        """The entries of a directory.  Ends only where all of them came."""
         with self._request("GET", "/v1/ls", {"path": path}) as response:
-            yield from _lines(response)
+            for form in _lines(response):
+                if form.get("done"):
+                    return
+                yield form
+            raise ConnectionLost("the daemon stopped in the middle of its answer")
 
     @contextmanager
     def cat(

@@ -294,12 +294,16 @@ async def _send_blocks(
         while True:
             # Before the block is read: the memory it will need is granted first.
             await budget.take(BLOCK_BYTES_MAX)
+            granted = BLOCK_BYTES_MAX
             try:
                 try:
                     cid, data = await anext(blocks)
                 except StopAsyncIteration:
                     return
                 size = None if data is None else len(data)
+                # What a small block does not need is for others while this one is taken.
+                budget.give_back(granted - (size or 0))
+                granted = size or 0
                 if sent_bytes + (size or 0) > GET_BYTES_MAX:
                     await link.queue(encode_answer(wire.Stopped()))
                     return
@@ -307,7 +311,7 @@ async def _send_blocks(
                 await link.queue(header, data or b"")
                 sent_bytes += size or 0
             finally:
-                budget.give_back(BLOCK_BYTES_MAX)
+                budget.give_back(granted)
 
 
 async def _send_slots(

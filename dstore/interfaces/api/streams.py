@@ -127,7 +127,8 @@ class Progressing:
 
 
 async def listing(node: Node, root: CID, directory: CID) -> AsyncGenerator[bytes, None]:
-    """A line for each entry of a directory, with its kind and size."""
+    """A line for each entry of a directory, with its kind and size.  The last line is
+    `{"done": true}`, or an error."""
 
     async def look(one: DirectoryEntry) -> bytes:
         # A raw block is a file as long as its link says.  With thousands of small files,
@@ -138,9 +139,18 @@ async def listing(node: Node, root: CID, directory: CID) -> AsyncGenerator[bytes
             entry = await node.entry(root, one.cid, held=one.held)
         return line({"name": one.name, **entry_form(entry), "dag_bytes": one.tsize})
 
-    async with _looked_at(node.entries(root, directory), look) as lines:
-        async for each in lines:
-            yield each
+    begun = False
+    try:
+        async with _looked_at(node.entries(root, directory), look) as lines:
+            async for each in lines:
+                yield each
+                begun = True
+    except DstoreError as error:
+        if not begun:
+            raise  # it still has a status of its own
+        yield line({"error": error_form(error)})
+        return
+    yield line({"done": True})
 
 
 async def tree(node: Node, root: CID, top: Entry) -> AsyncGenerator[bytes, None]:

@@ -371,6 +371,26 @@ async def test_a_file_cut_short_is_no_file(tmp_path: Path) -> None:
         assert type(caught.value) is not ConnectionLost
 
 
+async def test_a_listing_that_cannot_go_on_says_so(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / "d" / name).mkdir(parents=True)
+        (tmp_path / "d" / name / "f").write_text(name)
+    async with serving() as api:
+        cid = str((await api.add(tmp_path / "d", local_only=True))["cid"])
+        missing = str((await api.add(tmp_path / "d" / "b", local_only=True))["cid"])
+        api.node.stores.blocks.delete_many([CID.parse(missing)])
+        seen: list[str] = []
+
+        def read(client: Client) -> None:
+            for entry in client.ls(cid):
+                seen.append(entry["name"])  # what came before the error
+
+        with pytest.raises(DstoreError) as caught:
+            await api.call(read)
+        assert type(caught.value) is not ConnectionLost
+        assert seen == ["a"]
+
+
 async def test_a_reader_of_our_output_that_leaves_is_not_the_daemon(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"content")
     async with serving() as api:
