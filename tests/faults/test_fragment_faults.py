@@ -342,6 +342,18 @@ async def test_reader_that_stops_reading_is_given_up_and_costs_little(
         assert set(world.kinds()) == {"stalled"}
 
 
+async def test_a_stopped_reader_holds_no_more_than_the_block_it_was_sent(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with served() as world:
+        cid, data = block(1, MIB // 2)
+        world.holder.kept[cid] = data
+        script = await world.stream()
+        await script.request(wire.GetBlocks((cid,) * 30))
+        await trio.sleep(1)  # of the mock clock: the window is full
+        assert world.server.bytes_held == len(data)
+
+
 async def test_store_that_is_slow_stops_the_sender(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -70,8 +70,6 @@ def add(
         raise click.UsageError("standard input can be added once")
     if STDIN in paths and sys.stdin is None:
         raise click.UsageError("there is no standard input to add")
-    if local_only and require_guarantee:
-        raise click.UsageError("with --local-only nothing survives the loss of this node")
     choices = _Choices(
         {
             "code": code,

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from dstore.config import Config, load_config
 from dstore.core.unixfs import PROFILES
 from dstore.interfaces.cli.main import dstore, main
+from dstore.interfaces.cli.pin import _date
 from dstore.storage.layout import Home
 
 ROOT = Path(__file__).parents[3]
@@ -157,6 +158,31 @@ def test_exit_codes_and_messages(
     assert message in capsys.readouterr().err
 
 
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with Path("/dev/null").open("rb") as readable:
+        done = subprocess.run(
+            [sys.executable, "-m", "dstore", "--version"],
+            stdout=readable,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, b"dstore: Bad file descriptor\n")
+
+
+def test_adding_an_input_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert exit_of("add", "--cid-only", "-") == 2
+
+
+def test_pins_that_outlast_every_calendar_are_listed() -> None:
+    assert [_date(moment) for moment in (None, 0.0, 3e11, 1e30)] == [
+        "-",
+        "1970-01-01",
+        "always",
+        "always",
+    ]
+
+
 def test_messages_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_of("add", "--cid-only", "/no\x1b[2J\u202ewhere") == 3
     error = capsys.readouterr().err
@@ -258,4 +284,4 @@ def test_local_adds_without_a_daemon(tmp_path: Path) -> None:
     with home.lock(), pytest.raises(SystemExit) as caught:
         main([*base, str(tmp_path / "a")])
     assert caught.value.code == 1
-    assert run(*base, "--require-guarantee", "1", str(tmp_path / "a")).exit_code == 2
+    assert exit_of(*base, "--require-guarantee", "1", str(tmp_path / "a")) == 2

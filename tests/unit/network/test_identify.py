@@ -110,6 +110,16 @@ def test_thousands_of_protocols_are_refused() -> None:
         read(describe_with(protocols=many), PEER, REMOTE)
 
 
+def test_what_is_no_address_is_not_read_without_end() -> None:
+    message = parsed(describe_with())
+    message.ClearField("signedPeerRecord")
+    good = to_binary("/ip4/10.0.0.1/tcp/1")
+    for junk, found in ((IDENTIFY_PROTOCOLS_MAX - 1, 1), (IDENTIFY_PROTOCOLS_MAX, 0)):
+        message.ClearField("listen_addrs")
+        message.listen_addrs.extend([b"\x04"] * junk + [good])
+        assert len(read(message.SerializeToString(), PEER, REMOTE).addresses) == found
+
+
 def test_addresses_are_capped_and_names_cut() -> None:
     message = parsed(describe_with(agent="evil\x1b[2J" + "a" * 9_999))
     message.ClearField("signedPeerRecord")
