@@ -85,11 +85,7 @@ class Client:
     def ls(self, path: str) -> Iterator[Form]:
         """The entries of a directory.  Ends only where all of them came."""
         with self._request("GET", "/v1/ls", {"path": path}) as response:
-            for form in _lines(response):
-                if form.get("done"):
-                    return
-                yield form
-            raise ConnectionLost("the daemon stopped in the middle of its answer")
+            yield from _until_done(response)
 
     @contextmanager
     def cat(
@@ -106,14 +102,7 @@ class Client:
         """Everything at and below a path: a form for each entry, and after that of a file
         its bytes in pieces.  Ends only where all of it came."""
         with self._request("GET", "/v1/get", {"path": path}) as response:
-            while True:
-                form = _line(response)
-                if form is None:
-                    raise ConnectionLost("the daemon stopped in the middle of its answer")
-                if "error" in form:
-                    raise error_of(form["error"])
-                if form.get("done"):
-                    return
+            for form in _until_done(response):
                 if "bytes" in form:
                     yield _exactly(response, int(form["bytes"]))
                 else:
@@ -251,6 +240,15 @@ def _lines(response: http.client.HTTPResponse) -> Iterator[Form]:
         if "error" in form:
             raise error_of(form["error"])
         yield form
+
+
+def _until_done(response: http.client.HTTPResponse) -> Iterator[Form]:
+    """The lines before the one that says that it is the last."""
+    for form in _lines(response):
+        if form.get("done"):
+            return
+        yield form
+    raise ConnectionLost("the daemon stopped in the middle of its answer")
 
 
 def _exactly(response: http.client.HTTPResponse, size: int) -> bytes:

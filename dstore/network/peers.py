@@ -53,13 +53,13 @@ class AddressBook:
         return iter(list(self._by_peer))
 
     def known(self, peer: PeerId) -> tuple[str, ...]:
-        known = self._by_peer.get(peer, _Addresses())
-        return known.hopeful + known.failed
+        hopeful, failed = self._of(peer)
+        return hopeful + failed
 
     def remember(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """Note what somebody says; the most promising of those known keep their place before
         it, and what failed before stays so."""
-        hopeful, failed = self._by_peer.get(peer, _Addresses())
+        hopeful, failed = self._of(peer)
         told = [address for address in dialable(addresses, peer) if address not in failed]
         self._store(peer, with_room_for(hopeful, told, self._addresses_max))
 
@@ -73,9 +73,8 @@ class AddressBook:
 
     def failed(self, peer: PeerId, address: str) -> None:
         """Note that the address did not work: it is tried last, and goes first for room."""
-        known = self.known(peer)
-        if address in known:
-            hopeful, failed = self._by_peer[peer]
+        hopeful, failed = self._of(peer)
+        if address in hopeful + failed:
             self._by_peer[peer] = _Addresses(
                 tuple(one for one in hopeful if one != address),
                 (*(one for one in failed if one != address), address),
@@ -84,13 +83,15 @@ class AddressBook:
     def forget(self, peer: PeerId) -> None:
         self._by_peer.pop(peer, None)
 
+    def _of(self, peer: PeerId) -> _Addresses:
+        return self._by_peer.get(peer, _Addresses())
+
     def _store_first(self, peer: PeerId, addresses: Iterable[str]) -> None:
-        hopeful = (*addresses, *self._by_peer.get(peer, _Addresses()).hopeful)
+        hopeful = (*addresses, *self._of(peer).hopeful)
         self._store(peer, tuple(dict.fromkeys(hopeful))[: self._addresses_max])
 
     def _store(self, peer: PeerId, hopeful: tuple[str, ...]) -> None:
-        before = self._by_peer.get(peer, _Addresses()).failed
-        failed = tuple(one for one in before if one not in hopeful)
+        failed = tuple(one for one in self._of(peer).failed if one not in hopeful)
         if not hopeful and not failed:
             return
         self._by_peer[peer] = _Addresses(hopeful, failed[: self._addresses_max - len(hopeful)])

@@ -12,7 +12,6 @@ import stat
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from dstore.core.cid import CID
 from dstore.core.unixfs import (
@@ -37,8 +36,6 @@ from dstore.service.progress import Progress, Report
 from dstore.storage.layout import is_home
 
 Save = Callable[[Sequence[Block]], None]
-
-_HOMES_NAMED: Final = 8  # of those left out
 
 
 @dataclass(slots=True)
@@ -71,7 +68,8 @@ class _Tree:
     symlinks: list[tuple[_Directory, str, str]] = field(default_factory=list)
     hidden: int = 0
     special: int = 0
-    homes: list[Path] = field(default_factory=list)
+    homes: int = 0
+    home: Path | None = None  # the first of them
 
 
 @dataclass(frozen=True)
@@ -397,7 +395,8 @@ def _sort_in(
         tree.symlinks.append((directory, entry.name, str(path.readlink())))
     elif entry.is_dir(follow_symlinks=False):
         if is_home(path):
-            tree.homes.append(path)
+            tree.homes += 1
+            tree.home = tree.home or path
             return
         pending.append(_Directory(path, directory.depth + 1, directory, entry.name))
     elif entry.is_file(follow_symlinks=False):
@@ -412,10 +411,8 @@ def _warnings(tree: _Tree) -> Iterator[str]:
         yield f"{tree.hidden} hidden entries were left out (--hidden adds them)"
     if tree.special:
         yield f"{tree.special} sockets, pipes or devices were left out"
-    for home in tree.homes[:_HOMES_NAMED]:
-        yield f"{home} was left out: it is the home of a dstore node, with its keys"
-    if len(tree.homes) > _HOMES_NAMED:
-        yield f"{len(tree.homes) - _HOMES_NAMED} more homes of dstore nodes were left out"
+    if tree.homes:
+        yield f"{tree.homes} homes of nodes, with their keys, were left out: first {tree.home}"
 
 
 def _unreadable(path: Path, error: OSError) -> DstoreError:
