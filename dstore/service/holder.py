@@ -141,7 +141,7 @@ class LocalHolder:
             batch: list[bytes | None] = []
             batches.append(batch)
             for cid in cids[start : start + SERVE_BATCH_BLOCKS_MAX]:
-                data = _found(self._stores.blocks.get_for_peer, cid)
+                data = _found(self._stores.blocks.get, cid)
                 batch.append(data)
                 count, size = count + 1, size + len(data or b"")
                 if size >= SERVE_BATCH_BYTES or count >= SERVE_BATCH_BLOCKS_MAX:
@@ -319,7 +319,7 @@ class LocalHolder:
 
     def store_fragments(self, row: HeldSlot, blocks: list[tuple[CID, bytes]]) -> None:
         """In a worker: make fragments of a reserved slot durable."""
-        self._stores.blocks.put_many(blocks)
+        self._stores.blocks.put_many(blocks, read_soon=False)
         self._stores.catalog.touch_reservation(row.segment, row.slot, self._runtime.clock.now())
 
     def promise(self, row: HeldSlot, cids: Sequence[CID]) -> bytes:

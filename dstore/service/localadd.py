@@ -28,7 +28,9 @@ async def add_locally(
 ) -> Imported:
     """Import with `run` and pin the root locally.  Raises NotFoundError, CallerError,
     StorageFull."""
-    async with Operation("add", stores, runtime) as save:
+    # What is to be protected is read back at once, twice.
+    read_soon = not options.local_only
+    async with Operation("add", stores, runtime, read_soon=read_soon) as save:
         importer = Importer(profile_named(options.profile), save, runtime.workers, report)
         imported = await run(importer)
         await runtime.workers.run(_pin, stores, runtime, imported.cid, options.name)
@@ -56,8 +58,12 @@ class Operation:
     """Keeps what is saved under it until the block ends; what a killed process left is
     released when the node starts."""
 
-    def __init__(self, kind: str, stores: Stores, runtime: Runtime) -> None:
+    def __init__(
+        self, kind: str, stores: Stores, runtime: Runtime, *, read_soon: bool = True
+    ) -> None:
+        """`read_soon` as `BlockStore.put_many` takes it."""
         self._kind = kind
+        self._read_soon = read_soon
         self._stores = stores
         self._runtime = runtime
         self._id = 0
@@ -79,4 +85,4 @@ class Operation:
             operation_key(self._id),
             [cid.multihash for cid, _ in blocks],
         )
-        self._stores.blocks.put_many(blocks)
+        self._stores.blocks.put_many(blocks, read_soon=self._read_soon)

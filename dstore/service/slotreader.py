@@ -45,7 +45,7 @@ class DataReader:
         batch: dict[int, bytes] = {}
         size = 0
         for fragment in self._fragments[start : start + SERVE_BATCH_BLOCKS_MAX]:
-            data = self._blocks.get_for_peer(fragment.cid)
+            data = self._blocks.get(fragment.cid)
             batch[fragment.stripe] = data
             size += len(data)
             if size >= SERVE_BATCH_BYTES:
@@ -82,7 +82,7 @@ class ParityReader:
         segment, batch, size = self._segment, dict[int, list[bytes]](), 0
         for index in range(start, len(segment.stripes)):
             stripe = segment.stripes[index]
-            data = [self._blocks.get_for_peer(cid) for cid, _ in stripe.data]
+            data = [self._blocks.get(cid) for cid, _ in stripe.data]
             batch[index] = erasure.encode(segment.k, segment.m, data, stripe.length)
             size += segment.m * stripe.length
             if size >= PARITY_BATCH_BYTES or len(batch) >= SERVE_BATCH_BLOCKS_MAX:

@@ -1,5 +1,4 @@
-"""The block store contract: bytes by multihash, durable before acknowledged, verified on read
-(for peers, who verify for themselves, not at every read: decision 0014).
+"""The block store contract: bytes by multihash, durable before acknowledged, verified on read.
 
 Stores are synchronous and safe to call from several threads at once; the services run them
 in `Workers`.  `dstore.testing.blockstore_suite` is the contract as tests: every
@@ -28,8 +27,9 @@ class Usage:
 class BlockStore(Protocol):
     """Blocks are keyed by multihash: one copy, whatever the CID version or codec."""
 
-    def put_many(self, blocks: Sequence[Block]) -> None:
-        """Store all blocks; on return every one of them survives a power cut.
+    def put_many(self, blocks: Sequence[Block], *, read_soon: bool = True) -> None:
+        """Store all blocks; on return every one of them survives a power cut.  Without
+        `read_soon` they need not be kept in memory, too.
 
         The caller has checked that the bytes match their CIDs.  Blocks already there are
         not written again.  Raises StorageFull; then some of the blocks may be stored, each
@@ -38,20 +38,11 @@ class BlockStore(Protocol):
         ...
 
     def get(self, cid: CID) -> bytes:
-        """The block's bytes, checked against the CID.
+        """The block's bytes, checked against the CID, or against a checksum that the store made
+        when it last had them and knew them to be the CID's (decision 0019).
 
         Raises NotFoundError where the block is not here, CorruptStore where its bytes are
         no longer what the CID names.
-        """
-        ...
-
-    def get_for_peer(self, cid: CID) -> bytes:
-        """The block's bytes for somebody who checks them himself, as every peer does.
-
-        Checked here, too, unless the store wrote or checked the block a short time ago and it is
-        in memory since: what damages blocks at rest is found before they are given to anybody,
-        and giving them often does not cost a hash each time.
-        Raises as `get`, as far as it checks.
         """
         ...
 

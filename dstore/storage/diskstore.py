@@ -11,7 +11,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
+
+import mmh3
 
 from dstore.core.cid import CID
 from dstore.errors import (
@@ -27,7 +29,6 @@ from dstore.limits import (
     QUARANTINE_BLOCKS_MAX,
     RESERVE_INODES,
     SMALL_BLOCK_BYTES,
-    UNCHECKED_READS_MAX,
 )
 from dstore.storage.blockstore import Block, BlockStore, Usage
 from dstore.storage.durable import DurableFiles
@@ -84,7 +85,7 @@ class DiskStore:
 
     # --- The contract ------------------------------------------------------------------
 
-    def put_many(self, blocks: Sequence[Block]) -> None:
+    def put_many(self, blocks: Sequence[Block], *, read_soon: bool = True) -> None:
         """See `BlockStore.put_many`.  Raises MalformedBlock above BLOCK_BYTES_MAX."""
         self._check_open()
         wanted = {cid.multihash: content for cid, content in blocks}
@@ -110,8 +111,9 @@ class DiskStore:
         files_wanted = sum(1 for name, _ in large if name in missing)
         with self._claimed(sum(len(wanted[name]) for name in missing), files_wanted):
             if large:
-                self._files.put(large)
-                self._fresh.note([name for name, _ in large if name in missing])
+                self._files.put(large, direct=not read_soon)
+                written = [block for block in large if block[0] in missing]
+                self._fresh.note(written, unread=not read_soon)
             if small:
                 self._small.put(small)
 
@@ -120,34 +122,33 @@ class DiskStore:
         as absent and can be put again."""
         self._check_open()
         name = cid.multihash
-        content = self._read(name)
+        known = self._fresh.take(name)
+        if known is not None:
+            content = self._read(name, direct=known.unread)
+            if content is not None and _checksum(content) == known.checksum:
+                return content
+        content = self._sound(cid)
         if content is None:
-            raise NotFoundError(f"block {cid} is not here")
-        if cid.verify(content):
-            if len(content) >= SMALL_BLOCK_BYTES:
-                self._fresh.note([name])
-            return content
-        with self._set_aside:
-            content = self._read(name)
-            if content is None or not cid.verify(content):
-                if content is not None:
-                    self._move_to_quarantine(name, content)
-                raise CorruptStore(
-                    f"block {cid} was damaged on disk; what was there is in {self._quarantine}"
-                )
+            with self._set_aside:
+                content = self._sound(cid)
+                if content is None:
+                    self._move_to_quarantine(name)
+                    raise CorruptStore(
+                        f"block {cid} was damaged on disk; what was there is in {self._quarantine}"
+                    )
+        if len(content) >= SMALL_BLOCK_BYTES:
+            self._fresh.note([(name, content)])
         return content
 
-    def get_for_peer(self, cid: CID) -> bytes:
-        """See `BlockStore.get_for_peer`.  What comes from the disk is always checked, and so
-        are small blocks."""
-        self._check_open()
-        if self._fresh.take(cid.multihash):
-            content = self._files.get_from_memory(cid.multihash)
-            if content is not None:
-                return content
-            # To have asked may bring the file into memory: nobody else takes it from there.
-            self._fresh.forget(cid.multihash)
-        return self.get(cid)
+    def _sound(self, cid: CID) -> bytes | None:
+        """The block's bytes, None where they are damaged.  Raises NotFoundError."""
+        try:
+            content = self._read(cid.multihash)
+        except CorruptStore:
+            return None
+        if content is None:
+            raise NotFoundError(f"block {cid} is not here")
+        return content if cid.verify(content) else None
 
     def has_many(self, cids: Sequence[CID]) -> list[bool]:
         """See `BlockStore.has_many`."""
@@ -204,8 +205,8 @@ class DiskStore:
         if self._closed:
             raise NodeError(f"the block store {self._directory} is closed")
 
-    def _read(self, name: bytes) -> bytes | None:
-        content = self._files.get(name)
+    def _read(self, name: bytes, *, direct: bool = False) -> bytes | None:
+        content = self._files.get(name, direct=direct)
         return self._small.get(name) if content is None else content
 
     def _sizes(self, names: list[bytes]) -> list[int | None]:
@@ -264,54 +265,68 @@ class DiskStore:
         with self._set_aside:
             content = self._read(name)
             if content is not None and content != good:
-                self._move_to_quarantine(name, content)
+                self._move_to_quarantine(name)
 
-    def _move_to_quarantine(self, name: bytes, content: bytes) -> None:
-        """Take the block out of the store; keep what was read as evidence, while there is
-        room for it."""
-        with suppress(OSError):
-            kept = sum(1 for _ in self._quarantine.iterdir())
-            if kept < QUARANTINE_BLOCKS_MAX:
-                (self._quarantine / name.hex()).write_bytes(content)
-        if not self._files.delete(name):
+    def _move_to_quarantine(self, name: bytes) -> None:
+        """Take the block out of the store; keep it as evidence, while there is room for it.
+        A file system that lets nothing be changed keeps it where it is."""
+        evidence = self._quarantine / name.hex()
+        with suppress(NodeError, OSError):
+            full = sum(1 for _ in self._quarantine.iterdir()) >= QUARANTINE_BLOCKS_MAX
+            if self._files.delete(name) if full else self._files.move(name, evidence):
+                return
+            content = self._small.get(name)
+            if content is not None and not full:
+                evidence.write_bytes(content)
             self._small.delete([name])
 
 
+class _Known(NamedTuple):
+    """What is known of a fresh block: a checksum, and whether it was written around the page
+    cache and not read since."""
+
+    checksum: int
+    unread: bool
+
+
 class _FreshBlocks:
-    """Which large blocks were written or checked lately, each good for a few unchecked reads.
-    Safe to call from several threads."""
+    """Large blocks that were written or checked lately, by a checksum each: what damages bytes
+    at rest does not keep it, and it costs a quarter of a hash.  Safe to call from several
+    threads."""
 
     def __init__(self) -> None:
         # By the end of the multihash: a number takes half of the room.
-        self._reads_left: dict[int, int] = {}
+        self._known: dict[int, _Known] = {}
         self._lock = threading.Lock()
 
-    def note(self, names: Sequence[bytes]) -> None:
-        """These were written or checked just now; the oldest make way for them."""
+    def note(self, blocks: Sequence[tuple[bytes, bytes]], *, unread: bool = False) -> None:
+        """These (multihash, bytes) were written or checked just now; the oldest make way."""
+        made = [(_short(name), _Known(_checksum(content), unread)) for name, content in blocks]
         with self._lock:
-            for name in names:
-                key = _short(name)
-                self._reads_left.pop(key, None)
-                self._reads_left[key] = UNCHECKED_READS_MAX
-            while len(self._reads_left) > FRESH_BLOCKS_MAX:
-                del self._reads_left[next(iter(self._reads_left))]
+            for key, known in made:
+                self._known.pop(key, None)
+                self._known[key] = known
+            while len(self._known) > FRESH_BLOCKS_MAX:
+                del self._known[next(iter(self._known))]
 
-    def forget(self, name: bytes) -> None:
-        """Nothing is known of this one any more."""
+    def take(self, name: bytes) -> _Known | None:
+        """What is known of the block, which is read now."""
+        key = _short(name)
         with self._lock:
-            self._reads_left.pop(_short(name), None)
-
-    def take(self, name: bytes) -> bool:
-        """Whether the block may be read once more without a check."""
-        with self._lock:
-            left = self._reads_left.get(_short(name), 0)
-            if left:
-                self._reads_left[_short(name)] = left - 1
-            return left > 0
+            known = self._known.get(key)
+            if known is not None and known.unread:
+                self._known[key] = _Known(known.checksum, unread=False)
+            return known
 
 
 def _short(name: bytes) -> int:
     return int.from_bytes(name[-8:])
+
+
+def _checksum(content: bytes) -> int:
+    """64 bits of MurmurHash3."""
+    found: int = mmh3.hash64(content)[0]
+    return found
 
 
 def open_disk_store(

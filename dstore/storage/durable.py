@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from dstore.errors import DstoreError, NodeError, StorageFull
+from dstore.storage.direct import DirectFiles
 
 T = TypeVar("T")
 
@@ -173,13 +174,15 @@ class DurableFiles:
         for leftover in temporary.iterdir():
             leftover.unlink()
         self._numbers = itertools.count()
+        self._direct = DirectFiles()
         # Kept open: syncfs reports the write-back errors since its descriptor was opened.
         self._descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._group: GroupCommit[_Staged] = GroupCommit(self._commit)
 
-    def write(self, files: Sequence[tuple[str, bytes]]) -> None:
+    def write(self, files: Sequence[tuple[str, bytes]], *, direct: bool = False) -> None:
         """Write (final path, content) files, replacing what is there; all are on disk when
-        this returns.  The directories exist.
+        this returns.  The directories exist.  With `direct`, around the page cache where that
+        can be.
 
         Raises StorageFull or NodeError; then some of the files may be written, each whole.
         """
@@ -187,15 +190,19 @@ class DurableFiles:
             staged: list[_Staged] = []
             try:
                 for final, content in files[start : start + _FILES_OPEN_MAX]:
-                    staged.append(self._stage(final, content))
+                    staged.append(self._stage(final, content, direct))
             except OSError as error:
                 for file in staged:
                     _discard(file)
                 raise node_error(error, f"writing {final}") from error
             self._group.run(staged)
 
-    def _stage(self, final: str, content: bytes) -> _Staged:
+    def _stage(self, final: str, content: bytes, direct: bool) -> _Staged:
         temporary = f"{self._temporary}/{next(self._numbers)}"
+        if direct and self._direct.suits(len(content)):
+            written = self._direct.create(temporary, content)
+            if written is not None:
+                return _Staged(written, temporary, final)
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, 0o600)
         file = _Staged(descriptor, temporary, final)
@@ -209,20 +216,23 @@ class DurableFiles:
 
     def _commit(self, staged: list[_Staged]) -> None:
         many = len(staged) >= _SYNCFS_FILES_MIN
-        renamed: list[str] = []
+        new: list[str] = []
         try:
             if not (many and sync_filesystem(self._descriptor)):
                 for file in staged:
                     sync_data(file.descriptor)
             for file in staged:
+                replaces = os.path.exists(file.final)  # noqa: PTH110
                 os.rename(file.temporary, file.final)  # noqa: PTH104
-                renamed.append(file.final)
+                if not replaces:
+                    new.append(file.final)
             if not (many and sync_filesystem(self._descriptor)):
                 for directory in {os.path.dirname(file.final) for file in staged}:  # noqa: PTH120
                     sync_directory(directory)
         except OSError as error:
-            # After a failed sync nobody can say what is on disk: none of it may be found.
-            for final in renamed:
+            # After a failed sync nobody can say which names are on disk: none that is new may be
+            # found.  One that was there names the old bytes or the new ones, each whole.
+            for final in new:
                 with suppress(OSError):
                     os.unlink(final)  # noqa: PTH108
             raise node_error(error, f"writing {staged[0].final}") from error

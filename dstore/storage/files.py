@@ -7,10 +7,11 @@ and counted anew (100,000 files in about a second) after any other.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -18,12 +19,15 @@ from typing import Final
 from dstore.errors import CorruptStore
 from dstore.limits import BLOCK_BYTES_MAX
 from dstore.storage.blockstore import Usage
-from dstore.storage.durable import DurableFiles, sync_directory
+from dstore.storage.direct import DirectFiles
+from dstore.storage.durable import DurableFiles, node_error, sync_directory
 
 # By the end of the text: every CIDv1 starts alike, and the end of a digest is even.
 _SHARD_HEX_DIGITS: Final = 2
 _USAGE_BYTES_MAX: Final = 256
-_NOWAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)  # Linux
+# A hash function may be the identity, and its multihash longer than a file name: no such file.
+_ABSENT: Final = {errno.ENOENT, errno.ENAMETOOLONG}
+_UNREADABLE: Final = {errno.EIO, errno.EUCLEAN, errno.EBADMSG}  # what a damaged disk answers
 
 
 class FileBlocks:
@@ -36,7 +40,7 @@ class FileBlocks:
         self._durable = durable
         self._lock = threading.Lock()
         self._in_flight: dict[bytes, threading.Event] = {}
-        self._buffers = _Buffers()
+        self._direct = DirectFiles()
         created = not directory.exists()
         directory.mkdir(mode=0o700, exist_ok=True)
         for shard in range(16**_SHARD_HEX_DIGITS):
@@ -86,8 +90,9 @@ class FileBlocks:
         for shard in range(16**_SHARD_HEX_DIGITS):
             yield f"{self._prefix}/{shard:0{_SHARD_HEX_DIGITS}x}"
 
-    def put(self, blocks: Sequence[tuple[bytes, bytes]]) -> None:
-        """Write the (multihash, bytes) blocks that are not here; durable on return.
+    def put(self, blocks: Sequence[tuple[bytes, bytes]], *, direct: bool = False) -> None:
+        """Write the (multihash, bytes) blocks that are not here; durable on return.  With
+        `direct`, around the page cache where that can be.
 
         Raises StorageFull or NodeError.
         """
@@ -108,7 +113,8 @@ class FileBlocks:
                         mine.append(block)
             try:
                 if mine:
-                    self._durable.write([(self._path(name), content) for name, content in mine])
+                    files = [(self._path(name), content) for name, content in mine]
+                    self._durable.write(files, direct=direct)
                     with self._lock:
                         self._blocks += len(mine)
                         self._bytes += sum(len(content) for _, content in mine)
@@ -125,73 +131,79 @@ class FileBlocks:
                 del self._in_flight[name]
         done.set()
 
-    def get(self, multihash: bytes) -> bytes | None:
-        """The file's bytes (unverified, at most one more than a block may have), or None.
-        Raises CorruptStore where the disk cannot read it."""
+    def get(self, multihash: bytes, *, direct: bool = False) -> bytes | None:
+        """The file's bytes (unverified, at most one more than a block may have), or None.  With
+        `direct`, around the page cache where that can be.
+
+        Raises CorruptStore where the disk cannot read it, NodeError where this node cannot now.
+        """
         path = self._path(multihash)
+        if direct:
+            content = self._direct.read(path)
+            if content is not None:
+                return content
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
+            try:
+                size = min(os.fstat(descriptor).st_size, BLOCK_BYTES_MAX + 1)
+                content = os.read(descriptor, size)
+                while len(content) < size and (more := os.read(descriptor, size - len(content))):
+                    content += more
+                return content
+            finally:
+                os.close(descriptor)
         except OSError as error:
-            raise CorruptStore(f"cannot open {path}: {error.strerror}") from error
-        try:
-            size = min(os.fstat(descriptor).st_size, BLOCK_BYTES_MAX + 1)
-            content = os.read(descriptor, size)
-            while len(content) < size and (more := os.read(descriptor, size - len(content))):
-                content += more
-            return content
-        except OSError as error:
-            raise CorruptStore(f"cannot read {path}: {error.strerror}") from error
-        finally:
-            os.close(descriptor)
-
-    def get_from_memory(self, multihash: bytes) -> bytes | None:
-        """The file's bytes where the kernel has all of them in memory; None where not, or where
-        the system cannot tell."""
-        if _NOWAIT is None:
-            return None
-        try:
-            descriptor = os.open(self._path(multihash), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            size = os.fstat(descriptor).st_size
-            if size > BLOCK_BYTES_MAX:
+            if error.errno in _ABSENT:
                 return None
-            buffer = self._buffers.of(size)
-            if os.preadv(descriptor, [buffer], 0, _NOWAIT) == size:
-                return bytes(buffer)
-            return None
-        except OSError:  # nothing of it is there, or no such call on this file system
-            return None
-        finally:
-            os.close(descriptor)
+            if error.errno in _UNREADABLE:
+                raise CorruptStore(f"cannot read {path}: {error.strerror}") from error
+            raise node_error(error, f"reading {path}") from error
 
     def size(self, multihash: bytes) -> int | None:
-        """The file's length, or None."""
-        try:
-            return os.stat(self._path(multihash)).st_size  # noqa: PTH116
-        except FileNotFoundError:
+        """The length of the file, once it is durable, or None.  Raises NodeError."""
+        if multihash in self._in_flight:  # perhaps visible already, perhaps gone again soon
             return None
+        return self._length(self._path(multihash))
+
+    def _length(self, path: str) -> int | None:
+        try:
+            return os.stat(path).st_size  # noqa: PTH116
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return None
+            raise node_error(error, f"looking at {path}") from error
 
     def delete(self, multihash: bytes) -> bool:
-        """Remove the file; False where there is none."""
+        """Remove the file; False where there is none.  Raises NodeError."""
+        return self._take_out(multihash, os.unlink)
+
+    def move(self, multihash: bytes, path: Path) -> bool:
+        """Take the file out of the store, to `path` on the same file system; False where there
+        is none.  Raises NodeError."""
+        return self._take_out(multihash, lambda here: os.rename(here, path))  # noqa: PTH104
+
+    def _take_out(self, multihash: bytes, take: Callable[[str], None]) -> bool:
         path = self._path(multihash)
         with self._lock:
-            try:
-                size = os.stat(path).st_size  # noqa: PTH116
-                os.unlink(path)  # noqa: PTH108
-            except FileNotFoundError:
+            size = self._length(path)
+            if size is None:
                 return False
+            try:
+                take(path)
+            except OSError as error:
+                raise node_error(error, f"removing {path}") from error
             self._blocks -= 1
             self._bytes -= size
         return True
 
     def multihashes(self) -> Iterator[bytes]:
-        """The multihashes of all files, shard by shard."""
+        """The multihashes of all files, shard by shard.  Raises NodeError."""
         for shard in self._shards():
-            for name in os.listdir(shard):  # noqa: PTH208
+            try:
+                names = os.listdir(shard)  # noqa: PTH208
+            except OSError as error:
+                raise node_error(error, f"listing {shard}") from error
+            for name in names:
                 with suppress(ValueError):  # not one of ours
                     yield bytes.fromhex(name)
 
@@ -205,16 +217,3 @@ class FileBlocks:
         room; nothing is lost then but a second at the next start."""
         counts = {"blocks": self._blocks, "bytes": self._bytes}
         self._durable.write([(str(self._usage_file), json.dumps(counts).encode())])
-
-
-class _Buffers(threading.local):
-    """A buffer for each thread, used again: fresh memory would cost more than the copy."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def of(self, size: int) -> memoryview:
-        """One of `size` bytes, until the next call."""
-        if len(self._buffer) < size:
-            self._buffer = bytearray(size)
-        return memoryview(self._buffer)[:size]

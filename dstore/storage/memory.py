@@ -25,7 +25,7 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._closed = False
 
-    def put_many(self, blocks: Sequence[Block]) -> None:
+    def put_many(self, blocks: Sequence[Block], *, read_soon: bool = True) -> None:
         """See `BlockStore.put_many`; all blocks or none."""
         with self._lock:
             self._check_open()
@@ -57,10 +57,6 @@ class MemoryStore:
         if not cid.verify(content):
             raise CorruptStore(f"block {cid} is not what was stored")
         return content
-
-    def get_for_peer(self, cid: CID) -> bytes:
-        """See `BlockStore.get_for_peer`; always checked."""
-        return self.get(cid)
 
     def has_many(self, cids: Sequence[CID]) -> list[bool]:
         """See `BlockStore.has_many`."""

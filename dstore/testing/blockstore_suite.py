@@ -57,11 +57,12 @@ class BlockStoreSuite(ABC):
         store.close()
 
     @pytest.mark.parametrize("size", SIZES)
-    def test_what_is_put_is_got(self, store: BlockStore, size: int) -> None:
+    @pytest.mark.parametrize("read_soon", [True, False])
+    def test_what_is_put_is_got(self, store: BlockStore, size: int, read_soon: bool) -> None:
         cid, data = block(1, size)
-        store.put_many([(cid, data)])
-        assert store.get(cid) == data
-        assert store.get_for_peer(cid) == data
+        store.put_many([(cid, data)], read_soon=read_soon)
+        for _ in range(3):
+            assert store.get(cid) == data
         assert store.size(cid) == size
         assert store.has_many([cid]) == [True]
         assert store.usage() == Usage(blocks=1, bytes=size)
@@ -79,8 +80,6 @@ class BlockStoreSuite(ABC):
         cid, _ = block(1)
         with pytest.raises(NotFoundError):
             store.get(cid)
-        with pytest.raises(NotFoundError):
-            store.get_for_peer(cid)
         assert store.size(cid) is None
         assert store.has_many([cid]) == [False]
         store.delete_many([cid])
@@ -139,9 +138,8 @@ class BlockStoreSuite(ABC):
         store.put_many([block(1, size), kept])
         store.delete_many([gone, gone])
         store.delete_many([gone])
-        for get in (store.get, store.get_for_peer):
-            with pytest.raises(NotFoundError):
-                get(gone)
+        with pytest.raises(NotFoundError):
+            store.get(gone)
         assert list(store.multihashes()) == [kept[0].multihash]
         assert store.usage() == Usage(1, size + 1)
         store.put_many([block(1, size)])
@@ -210,7 +208,5 @@ class BlockStoreSuite(ABC):
         store.close()
         with pytest.raises(NodeError):
             store.get(one[0])
-        with pytest.raises(NodeError):
-            store.get_for_peer(one[0])
         with pytest.raises(NodeError):
             store.put_many([block(2)])

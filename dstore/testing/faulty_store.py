@@ -80,7 +80,7 @@ class FaultyStore:
 
     # --- The contract ------------------------------------------------------------------
 
-    def put_many(self, blocks: Sequence[Block]) -> None:
+    def put_many(self, blocks: Sequence[Block], *, read_soon: bool = True) -> None:
         """See `BlockStore.put_many`."""
         self._enter("put_many")
         if self._full and not all(self.inner.has_many([cid for cid, _ in blocks])):
@@ -90,10 +90,10 @@ class FaultyStore:
             if crash_in is not None:
                 self._crash_in = max(0, crash_in - len(blocks))
         if crash_in is not None and len(blocks) > crash_in:
-            self.inner.put_many(blocks[:crash_in])
+            self.inner.put_many(blocks[:crash_in], read_soon=read_soon)
             self._crashed = True
             raise SimulatedCrash
-        self.inner.put_many(blocks)
+        self.inner.put_many(blocks, read_soon=read_soon)
         self._corrupt.difference_update(cid.multihash for cid, _ in blocks)
 
     def get(self, cid: CID) -> bytes:
@@ -101,12 +101,6 @@ class FaultyStore:
         self._enter("get")
         self._check_damage(cid)
         return self.inner.get(cid)
-
-    def get_for_peer(self, cid: CID) -> bytes:
-        """See `BlockStore.get_for_peer`; counted, and scripted, as `get`."""
-        self._enter("get")
-        self._check_damage(cid)
-        return self.inner.get_for_peer(cid)
 
     def has_many(self, cids: Sequence[CID]) -> list[bool]:
         """See `BlockStore.has_many`."""

@@ -40,8 +40,8 @@ class LyingStore(MemoryStore):
     def has_many(self, cids: Sequence[CID]) -> list[bool]:
         return self._honest.has_many(cids)
 
-    def put_many(self, blocks: Sequence[Block]) -> None:
-        self._honest.put_many(blocks)
+    def put_many(self, blocks: Sequence[Block], *, read_soon: bool = True) -> None:
+        self._honest.put_many(blocks, read_soon=read_soon)
 
 
 def flipped(cid: CID, data: bytes) -> bytes:

@@ -51,11 +51,8 @@ class SwappingStore:
         other, self._last = self._last, data
         return other if self._dice.random() < 0.5 else data
 
-    def get_for_peer(self, cid: CID) -> bytes:
-        return self.get(cid)
-
-    def put_many(self, blocks: Sequence[Block]) -> None:
-        self._inner.put_many(blocks)
+    def put_many(self, blocks: Sequence[Block], *, read_soon: bool = True) -> None:
+        self._inner.put_many(blocks, read_soon=read_soon)
 
     def has_many(self, cids: Sequence[CID]) -> list[bool]:
         return self._inner.has_many(cids)

@@ -290,9 +290,9 @@ async def test_a_repeated_add_keeps_what_the_killed_one_stored(
 
         inner_put = here.blocks.inner.put_many
 
-        def sweep_and_put(more: Sequence[Block]) -> None:
+        def sweep_and_put(more: Sequence[Block], *, read_soon: bool) -> None:
             step_all(sweeper, here)  # after they are referenced, before they are put
-            inner_put(more)
+            inner_put(more, read_soon=read_soon)
 
         monkeypatch.setattr(here.blocks.inner, "put_many", sweep_and_put)
         async with Operation("add", here.stores, here.runtime) as save:

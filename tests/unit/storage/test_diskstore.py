@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from contextlib import closing
@@ -11,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from dstore.core.cid import CID
-from dstore.errors import CorruptStore, NodeError, NotFoundError, StorageFull, StoreTooNew
-from dstore.limits import BLOCK_BYTES_MAX, SMALL_BLOCK_BYTES, UNCHECKED_READS_MAX
-from dstore.storage import diskstore, durable
+from dstore.errors import CorruptStore, NotFoundError, StorageFull, StoreTooNew
+from dstore.limits import BLOCK_BYTES_MAX, SMALL_BLOCK_BYTES
+from dstore.storage import diskstore
 from dstore.storage.blockstore import Usage
 from dstore.storage.database import Database
 from dstore.storage.diskstore import DiskStore
@@ -71,60 +70,47 @@ def test_a_damaged_file_is_never_served_and_can_be_put_again(
     store.close()
 
 
-def test_for_peers_a_block_is_checked_at_its_first_read_and_at_every_eighth(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.parametrize("read_soon", [True, False])
+def test_damage_is_found_however_fresh_the_block_is(tmp_path: Path, read_soon: bool) -> None:
     cid, data = block(1, LARGE)
     with closing(DiskStore(tmp_path)) as store:
-        store.put_many([(cid, data)])
-    store = DiskStore(tmp_path)  # knows nothing of what an earlier process checked
-    assert store.get_for_peer(cid) == data
-    flip(file_of(tmp_path, cid))
-    for _ in range(UNCHECKED_READS_MAX):
-        assert store.get_for_peer(cid) != data
-    with pytest.raises(CorruptStore, match=str(cid)):
-        store.get_for_peer(cid)
-    with pytest.raises(NotFoundError):
-        store.get_for_peer(cid)
-    store.close()
+        for reads in range(3):
+            store.put_many([(cid, data)], read_soon=read_soon)
+            for _ in range(reads):
+                assert store.get(cid) == data
+            flip(file_of(tmp_path, cid))
+            with pytest.raises(CorruptStore, match=str(cid)):
+                store.get(cid)
 
 
-def drop_from_memory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[CID]:
+    """Of which CIDs bytes are hashed from here on."""
+    seen: list[CID] = []
+    verify = CID.verify
+
+    def counted(cid: CID, content: bytes) -> bool:
+        seen.append(cid)
+        return verify(cid, content)
+
+    monkeypatch.setattr(CID, "verify", counted)
+    return seen
 
 
-def is_gone_from_memory(path: Path) -> bool:
-    """False also where that cannot be known."""
-    if not hasattr(os, "RWF_NOWAIT"):
-        return False
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.preadv(descriptor, [bytearray(LARGE)], 0, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def test_what_comes_from_the_disk_is_checked_however_fresh(tmp_path: Path) -> None:
+def test_what_was_checked_lately_is_not_hashed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocks = [block(number, LARGE) for number in range(2)]
     with closing(DiskStore(tmp_path)) as store:
-        store.put_many(blocks)
-        (cid, _), (other, _) = blocks
-        flip(file_of(tmp_path, cid))
-        # To look brings the file back into memory: the other one tells for both.
-        for path in (file_of(tmp_path, cid), file_of(tmp_path, other)):
-            drop_from_memory(path)
-        if not is_gone_from_memory(file_of(tmp_path, other)):
-            pytest.skip("this file system keeps files in memory")
-        with pytest.raises(CorruptStore):
-            store.get_for_peer(cid)
+        store.put_many(blocks[:1])
+        store.put_many(blocks[1:], read_soon=False)
+        seen = hashed(monkeypatch)
+        for cid, data in blocks * 3:
+            assert store.get(cid) == data
+        assert seen == []
+    with closing(DiskStore(tmp_path)) as store:  # knows nothing of what was checked before
+        for cid, data in blocks * 3:
+            assert store.get(cid) == data
+        assert seen == [cid for cid, _ in blocks]
 
 
 def test_a_block_damaged_at_rest_is_not_given_to_a_peer(tmp_path: Path) -> None:
@@ -136,7 +122,7 @@ def test_a_block_damaged_at_rest_is_not_given_to_a_peer(tmp_path: Path) -> None:
     with closing(DiskStore(tmp_path)) as store:
         for cid, _ in blocks:
             with pytest.raises(CorruptStore):
-                store.get_for_peer(cid)
+                store.get(cid)
 
 
 def test_putting_what_is_there_does_not_vouch_for_it(tmp_path: Path) -> None:
@@ -147,7 +133,7 @@ def test_putting_what_is_there_does_not_vouch_for_it(tmp_path: Path) -> None:
     with closing(DiskStore(tmp_path)) as store:
         store.put_many([one])
         with pytest.raises(CorruptStore):
-            store.get_for_peer(one[0])
+            store.get(one[0])
 
 
 def test_few_blocks_are_known_as_fresh_the_newest(
@@ -157,12 +143,10 @@ def test_few_blocks_are_known_as_fresh_the_newest(
     blocks = [block(number, LARGE) for number in range(3)]
     with closing(DiskStore(tmp_path)) as store:
         store.put_many(blocks)
-        for cid, _ in blocks:
-            flip(file_of(tmp_path, cid))
-        with pytest.raises(CorruptStore):
-            store.get_for_peer(blocks[0][0])
-        assert store.get_for_peer(blocks[1][0]) != blocks[1][1]
-        assert store.get_for_peer(blocks[2][0]) != blocks[2][1]
+        seen = hashed(monkeypatch)
+        for cid, data in reversed(blocks):
+            assert store.get(cid) == data
+        assert seen == [blocks[0][0]]
 
 
 def test_a_damaged_row_is_never_served_and_can_be_put_again(tmp_path: Path) -> None:
@@ -307,68 +291,6 @@ def test_inodes_are_kept_in_reserve(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     store.put_many([block(1, 10)])  # needs none
     with pytest.raises(StorageFull, match="inodes"):
         store.put_many([block(1, LARGE)])
-    store.close()
-
-
-def put_with_failing_calls(
-    store: DiskStore, monkeypatch: pytest.MonkeyPatch, code: int, batch: int
-) -> list[type[Exception]]:
-    """Put batches of files while the first, second, … write, sync or rename fails, until one
-    put goes through; returns the errors seen."""
-    seen: list[type[Exception]] = []
-    for turn in range(100):
-        calls = 0
-
-        def counted(real: Callable[..., object]) -> Callable[..., object]:
-            def call(*args: object) -> object:
-                nonlocal calls
-                calls += 1
-                if calls == turn + 1:  # noqa: B023 (called within the turn)
-                    raise OSError(code, os.strerror(code))
-                return real(*args)
-
-            return call
-
-        with monkeypatch.context() as patch:
-            for name in ("write_all", "sync_data", "sync_filesystem", "sync_directory"):
-                patch.setattr(durable, name, counted(getattr(durable, name)))
-            patch.setattr(os, "rename", counted(os.rename))
-            try:
-                store.put_many([block(number, LARGE) for number in range(batch)])
-            except NodeError as error:
-                seen.append(type(error))
-            else:
-                if calls <= turn:
-                    return seen
-        # Whatever happened: no half block, exact counts, nothing left over.
-        found = list(store.multihashes())
-        for cid, data in (block(number, LARGE) for number in range(batch)):
-            if cid.multihash in found:
-                assert store.get(cid) == data
-        assert store.usage() == Usage(len(found), LARGE * len(found))
-        assert list((store._directory / "tmp").iterdir()) == []
-        store.delete_many([block(number, LARGE)[0] for number in range(batch)])
-    raise AssertionError("no put ever went through")
-
-
-@pytest.mark.parametrize(
-    ("code", "kind"),
-    [(errno.ENOSPC, StorageFull), (errno.EDQUOT, StorageFull), (errno.EIO, NodeError)],
-)
-@pytest.mark.parametrize(("batch", "calls"), [(3, 10), (12, 26)])
-def test_every_disk_call_fails_in_turn(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    code: int,
-    kind: type[NodeError],
-    batch: int,
-    calls: int,
-) -> None:
-    """A batch below and one above the size from which the whole file system is synced."""
-    store = DiskStore(tmp_path)
-    seen = put_with_failing_calls(store, monkeypatch, code, batch)
-    assert len(seen) >= calls
-    assert set(seen) == {kind}
     store.close()
 
 

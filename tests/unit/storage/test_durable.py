@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -117,4 +119,22 @@ def test_a_missing_directory_is_an_error_that_leaves_nothing(tmp_path: Path) -> 
     with pytest.raises(NodeError, match="writing"):
         files.write([(str(tmp_path / "nowhere" / "file"), b"x")])
     assert list((tmp_path / "tmp").iterdir()) == []
+    files.close()
+
+
+def test_a_name_that_stood_before_outlives_a_failed_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = DurableFiles(tmp_path / "tmp")
+    old, new = str(tmp_path / "old"), str(tmp_path / "new")
+    files.write([(old, b"one")])
+
+    def fail(path: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(durable, "sync_directory", fail)
+    with pytest.raises(StorageFull):
+        files.write([(old, b"two"), (new, b"two")])
+    assert Path(old).read_bytes() in (b"one", b"two")
+    assert not Path(new).exists()
     files.close()
