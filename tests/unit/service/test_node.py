@@ -15,7 +15,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from dstore.core.cid import CID
+from dstore.core.cid import CID, DAG_PB, IDENTITY, RAW, encode_varint
+from dstore.core.dagpb import PBLink
+from dstore.core.unixfs.node import DataType, UnixfsData, encode_node
 from dstore.core.wire import Role
 from dstore.errors import AlreadyRunning, NodeError
 from dstore.limits import GIB, SHUTDOWN_SECONDS
@@ -353,3 +355,19 @@ async def test_a_bootstrap_peer_that_comes_back_is_met_again(tmp_path: Path) -> 
                 await until(lambda: first.peer_id in second.network.connected())
                 assert again.peer_id == first.peer_id
             await until(lambda: first.peer_id not in second.network.connected())
+
+
+@pytest.mark.parametrize("length", [1, 126, 128])
+async def test_an_entry_whose_cid_is_its_bytes_is_read_however_long(
+    tmp_path: Path, length: int
+) -> None:
+    """The longest are no names of files: a store that is asked for them must not fall over."""
+    content = b"x" * length
+    identity = CID.from_bytes(bytes([1, RAW, IDENTITY]) + encode_varint(length) + content)
+    block = encode_node((PBLink(identity, "file", length),), UnixfsData(DataType.DIRECTORY))
+    root = CID.of(DAG_PB, block)
+    async with open_node(tmp_path / "home", options()) as node:
+        await trio.to_thread.run_sync(node.stores.blocks.put_many, [(root, block)])
+        found = await node.resolve(root, ["file"])
+        assert await read(node, found.cid) == content
+        assert [entry.cid async for entry in node.entries(root)] == [identity]
