@@ -112,9 +112,12 @@ class Leases:
         """Into the trash for every owner who does not want it any more."""
         rows = [row for row in self._rows(segment, slot) if row.state != "trash"]
         now = self._clock.now()
-        ended = [row for row in rows if self.wanted_until(row) <= now]
-        for row in ended:
-            self._stores.catalog.release_slot(segment, slot, now, row.owner)
+        # One that was promised again since it was judged stays.
+        ended = [
+            row
+            for row in rows
+            if self.wanted_until(row) <= now and self._stores.catalog.release_slot(row, now)
+        ]
         if rows and not ended:
             return wire.SlotAnswer(segment, slot, refusal=wire.Refusal.POLICY)
         return wire.SlotAnswer(segment, slot)

@@ -58,7 +58,7 @@ class HolderTables(ReferenceTables):
     def reserve_slot(self, row: HeldSlot) -> None:
         """Remember a slot, normally in state `reserved`, before its bytes move.  One that is
         already there for the same owner is replaced, unless it is held: then it stays."""
-        with self._db.transaction(durable=False) as connection:
+        with self._promises, self._db.transaction(durable=False) as connection:
             _put_slot(connection, row, unless_held=True)
 
     def touch_reservation(self, segment: CID, slot: int, now: float) -> None:
@@ -112,13 +112,14 @@ class HolderTables(ReferenceTables):
                 ).fetchall()
         return [_slot(row) for row in rows]
 
-    def release_slot(self, segment: CID, slot: int, now: float, owner: bytes | None = None) -> None:
-        """Into the trash (a reservation too), where its blocks stay until `delete_slot`.
-        `owner` None means all owners."""
+    def release_slot(self, row: HeldSlot, now: float) -> bool:
+        """Into the trash (a reservation too), where its blocks stay until `delete_slot`; False
+        where the row has changed since it was read: what was decided of it may be wrong."""
         with self._promises:
-            for row in self.held_slots(segment):
-                if row.slot == slot and row.state != "trash" and owner in (None, row.owner):
-                    self._promise(replace(row, state="trash", updated=now))
+            if self.held_slot(row.segment, row.slot, row.owner) != row:
+                return False
+            self._promise(replace(row, state="trash", updated=now))
+            return True
 
     def _promise(self, row: HeldSlot) -> None:
         """The row as a durable file, then in the table."""
@@ -142,21 +143,18 @@ class HolderTables(ReferenceTables):
 
     def _delete(self, segment: CID, slot: int, which: Callable[[HeldSlot], bool]) -> bool:
         """Forget the rows of the slot that `which` picks; whether there were any."""
-        with self._promises:
-            doomed = [
-                row.owner for row in self.held_slots(segment) if row.slot == slot and which(row)
-            ]
-            with self._db.transaction() as connection:
-                connection.executemany(
-                    "DELETE FROM held_slots WHERE segment = ? AND slot = ? AND owner = ?",
-                    [(segment.binary, slot, one) for one in doomed],
-                )
-                (others,) = connection.execute(
-                    "SELECT count(*) FROM held_slots WHERE segment = ? AND slot = ?",
-                    (segment.binary, slot),
-                ).fetchone()
-                if not others:
-                    mark_released(connection, ReferenceKind.SLOT, slot_key(segment, slot))
+        with self._promises, self._db.transaction() as connection:
+            # Read in the transaction: a fragment that came a moment ago keeps its reservation.
+            rows = connection.execute(
+                f"{_SELECT_SLOTS} WHERE segment = ? AND slot = ?", (segment.binary, slot)
+            ).fetchall()
+            doomed = [row.owner for row in map(_slot, rows) if which(row)]
+            connection.executemany(
+                "DELETE FROM held_slots WHERE segment = ? AND slot = ? AND owner = ?",
+                [(segment.binary, slot, one) for one in doomed],
+            )
+            if len(doomed) == len(rows):
+                mark_released(connection, ReferenceKind.SLOT, slot_key(segment, slot))
             if self._records is not None:
                 for one in doomed:
                     self._records.delete(RecordKind.LEASE, held_slot_key(segment, slot, one))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,6 +121,29 @@ async def test_release_needs_the_owners_word(tmp_path: Path) -> None:
         assert reception.wanted == []
         await reception.finish()
         assert states(here) == ["held"]
+
+
+async def test_a_slot_promised_again_while_it_is_released_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner pins anew between the look at the ended wish and the move to the trash."""
+    root = protect()
+    async with open_single_holder(tmp_path) as here:
+        await here.put(root, 0)
+        catalog, leases = here.stores.catalog, here.holder.leases
+        act = catalog.release_slot
+        signed: list[bytes | None] = []
+
+        def pin_first(*judged: Any) -> bool:
+            leases.take_records([root.record(here.owner, seq=3)])
+            signed.append(leases.renew(root.segment.cid, 0).lease)
+            return act(*judged)
+
+        monkeypatch.setattr(catalog, "release_slot", pin_first)
+        ended = root.record(here.owner, seq=2, expires=START)
+        assert (await release(here, root, ended)).refusal is Refusal.POLICY
+        (row,) = catalog.held_slots()
+        assert (row.state, [row.lease]) == ("held", signed)
 
 
 async def test_a_record_that_drops_the_manifest_releases_its_slots(tmp_path: Path) -> None:

@@ -181,7 +181,9 @@ class TestRebuild:
             serial = catalog.next_serial()
             catalog.hold_slot(SEGMENT, slot, b"serial %d" % serial, NOW + 99, NOW + 1)
         catalog.hold_slot(SEGMENT, 0, b"serial 4000000000000", NOW + 999, NOW + 2)
-        catalog.release_slot(SEGMENT, 1, NOW + 3)
+        released = catalog.held_slot(SEGMENT, 1)
+        assert released is not None
+        catalog.release_slot(released, NOW + 3)
         catalog.delete_slot(SEGMENT, 2)
 
     def promises(self, catalog: Catalog) -> object:
