@@ -144,17 +144,19 @@ class Leases:
                 )
         return owners
 
-    def ending(self, count: int) -> list[HeldSlot]:
+    def ending(self, count: int, after: HeldSlot | None = None) -> list[HeldSlot]:
         """At most `count` held slots, the first to end first, whose lease has less than half
-        of its time left and can be made longer."""
+        of its time left and can be made longer; of those behind `after`, where it is given."""
         soon = self._clock.now() + self._lease_seconds / 2
         rows = sorted(
             (
                 row
                 for row in self._stores.catalog.held_slots()
-                if row.state == "held" and row.expires <= soon
+                if row.state == "held"
+                and row.expires <= soon
+                and (after is None or _end(row) > _end(after))
             ),
-            key=lambda row: row.expires,
+            key=_end,
         )
         found: list[HeldSlot] = []
         for row in rows:
@@ -164,3 +166,8 @@ class Leases:
                 if len(found) >= count:
                     break
         return found
+
+
+def _end(row: HeldSlot) -> tuple[float, bytes, int, bytes]:
+    """By when its lease ends; many end in the same second."""
+    return row.expires, row.segment.binary, row.slot, row.owner
