@@ -230,7 +230,8 @@ class TestHolder:
         assert catalog.held_segments() == []
 
         catalog.hold_slot(SEGMENT, 3, b"lease", NOW + 99, NOW + 1)
-        held = replace(SLOT, state="held", lease=b"lease", expires=NOW + 99, updated=NOW + 1)
+        promised = replace(SLOT, state="held", lease=b"lease", missing=0)
+        held = replace(promised, expires=NOW + 99, updated=NOW + 1)
         assert catalog.held_slots() == catalog.held_slots(SEGMENT) == [held]
         assert (catalog.reserved_bytes(), catalog.held_bytes()) == (0, 1000)
         assert catalog.held_roots() == [ROOT]
@@ -270,11 +271,14 @@ class TestHolder:
         for slot in range(3):
             catalog.reserve_slot(replace(SLOT, slot=slot))
             catalog.reference(ReferenceKind.SLOT, slot_key(SEGMENT, slot), [bytes([slot])])
-        catalog.touch_reservation(SEGMENT, 1, NOW + 50)
+        catalog.touch_reservation(SEGMENT, 1, NOW + 50, 400)
         catalog.hold_slot(SEGMENT, 2, b"lease", NOW, NOW)
         assert [row.slot for row in catalog.expire_reservations(NOW + 10)] == [0]
         assert catalog.referenced([b"\0", b"\1", b"\2"]) == [False, True, True]
-        assert catalog.reserved_bytes() == 1000
+        assert catalog.reserved_bytes() == 400
+        # Another who brings the same slot, and has more of it still to bring, changes nothing.
+        catalog.touch_reservation(SEGMENT, 1, NOW + 50, 600)
+        assert catalog.reserved_bytes() == 400
 
     def test_a_reservation_touched_at_the_last_moment_stays(
         self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
@@ -285,7 +289,7 @@ class TestHolder:
 
         def touch_first(*, durable: bool = True) -> AbstractContextManager[sqlite3.Connection]:
             if durable and late:  # the deletion begins
-                catalog.touch_reservation(SEGMENT, 3, late.pop())
+                catalog.touch_reservation(SEGMENT, 3, late.pop(), 1000)
             return begin(durable=durable)
 
         monkeypatch.setattr(catalog._db, "transaction", touch_first)

@@ -25,6 +25,7 @@ from dstore.storage.catalog import (
     open_catalog,
     slot_key,
 )
+from dstore.storage.catalog.migrations import CATALOG_STEPS
 from dstore.storage.database import Database
 from dstore.storage.memory import MemoryStore
 from dstore.storage.records import RecordFiles
@@ -32,6 +33,7 @@ from dstore.testing.blockstore_suite import block
 from tests.unit.storage.catalog_rows import (
     ALICE,
     BOB,
+    MANIFEST,
     NOW,
     OTHER,
     PIN,
@@ -73,7 +75,7 @@ class TestFile:
     def test_a_newer_catalog_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "c"
         open_catalog(path).close()
-        newer = Database(path, ((),), what="test")
+        newer = Database(path, CATALOG_STEPS, what="test")
         newer._writer.execute("PRAGMA user_version = 99")
         newer.close()
         with pytest.raises(StoreTooNew, match="format 99"):
@@ -87,6 +89,20 @@ class TestFile:
         with database.reading() as connection:
             assert connection.execute("SELECT x, y FROM t").fetchall() == [(1, 2)]
         database.close()
+
+    def test_a_reservation_of_the_first_format_counts_as_missing(self, tmp_path: Path) -> None:
+        database = Database(tmp_path / "c", CATALOG_STEPS[:1], what="test")
+        with database.transaction() as connection:
+            for slot, state in enumerate(("reserved", "held", "trash")):
+                connection.execute(
+                    "INSERT INTO held_slots VALUES (?, ?, x'01', ?, ?, 1000, ?, NULL, 1, 1)",
+                    (SEGMENT.binary, slot, ROOT.binary, MANIFEST.binary, state),
+                )
+        database.close()
+        catalog = open_catalog(tmp_path / "c")
+        assert [row.missing for row in catalog.held_slots()] == [1000, 0, 0]
+        assert (catalog.reserved_bytes(), catalog.held_bytes()) == (1000, 1000)
+        catalog.close()
 
     def test_a_failed_migration_leaves_the_old_format(self, tmp_path: Path) -> None:
         first = ("CREATE TABLE t (x)",)
