@@ -158,7 +158,7 @@ class HolderTables(ReferenceTables):
             )
             if len(doomed) == len(rows):
                 mark_released(connection, ReferenceKind.SLOT, slot_key(segment, slot))
-            if self._records is not None:
+            if self._records is not None:  # before the commit: none outlives its row
                 for one in doomed:
                     self._records.delete(RecordKind.LEASE, held_slot_key(segment, slot, one))
         self.finish_releases()
@@ -305,15 +305,15 @@ class HolderTables(ReferenceTables):
         less the allowed clock skew).  Returns how many."""
         with self._promises:
             doomed = [row for row in self.pin_records() if row.keep_until < before]
+            if self._records is not None:
+                for row in doomed:
+                    key = pin_record_key(row.owner, root_key(row.root))
+                    self._records.delete(RecordKind.PIN_RECORD, key)
             with self._db.transaction() as connection:
                 connection.executemany(
                     "DELETE FROM pin_records WHERE owner = ? AND root_key = ?",
                     [(row.owner, root_key(row.root)) for row in doomed],
                 )
-            if self._records is not None:
-                for row in doomed:
-                    key = pin_record_key(row.owner, root_key(row.root))
-                    self._records.delete(RecordKind.PIN_RECORD, key)
         return len(doomed)
 
     # --- Serials -----------------------------------------------------------------------

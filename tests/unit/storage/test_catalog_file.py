@@ -28,7 +28,7 @@ from dstore.storage.catalog import (
 from dstore.storage.catalog.migrations import CATALOG_STEPS
 from dstore.storage.database import Database
 from dstore.storage.memory import MemoryStore
-from dstore.storage.records import RecordFiles
+from dstore.storage.records import RecordFiles, RecordKind
 from dstore.testing.blockstore_suite import block
 from tests.unit.storage.catalog_rows import (
     ALICE,
@@ -229,6 +229,34 @@ class TestRebuild:
         catalog.rebuild(records, now=NOW)
         assert self.promises(catalog) == expected
         assert catalog.next_serial() > serial
+        catalog.close()
+        records.close()
+
+    def test_no_record_file_outlives_its_row(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A deletion that fails half way leaves the row, and can be done again."""
+        records = RecordFiles(tmp_path / "records")
+        catalog = open_catalog(tmp_path / "c", records)
+        self.fill(catalog)
+        expected = self.promises(catalog)
+
+        def fail(kind: RecordKind, key: bytes) -> None:
+            raise NodeError("the disk is gone")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(records, "delete", fail)
+            for forget in (
+                lambda: catalog.delete_pin(ROOT),
+                lambda: catalog.empty_trash(NOW + 4),
+                lambda: catalog.forget_pin_records(NOW * 2),
+            ):
+                with pytest.raises(NodeError, match="gone"):
+                    forget()
+        assert self.promises(catalog) == expected
+        assert catalog.delete_pin(ROOT)
+        assert [row.slot for row in catalog.empty_trash(NOW + 4)] == [1]
+        assert catalog.forget_pin_records(NOW * 2) == 1
         catalog.close()
         records.close()
 
