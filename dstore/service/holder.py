@@ -8,7 +8,7 @@ durable here; from then on the holder itself extends it while the pin record is 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -278,7 +278,7 @@ class LocalHolder:
             if not here
         )
         known = catalog.held_slot(row.segment, row.slot, row.owner)
-        already_reserved = known.bytes if known is not None and known.state == "reserved" else 0
+        already_reserved = known.missing if known is not None else 0
         if missing_bytes > self._free_bytes() + already_reserved:
             raise Refused(f"no room for {missing_bytes} bytes", wire.Refusal.FULL)
         if not catalog.put_pin_record(
@@ -287,7 +287,7 @@ class LocalHolder:
             raise Refused("a newer pin record is known here", wire.Refusal.EXPIRED)
         # The row first: whatever is kept for the slot from here on ends with it.  Then the
         # references, then the bytes: collection beside us never takes what we store.
-        catalog.reserve_slot(row)
+        catalog.reserve_slot(replace(row, missing=missing_bytes))
         kept = {cid.multihash for cid in (*cids, offer.manifest, offer.segment)}
         catalog.reference(ReferenceKind.SLOT, slot_key(row.segment, row.slot), kept)
         blocks.put_many([(manifest.cid, manifest.block), (segment.cid, segment.block)])
@@ -317,10 +317,13 @@ class LocalHolder:
             taken.append(Placement(segment.cid, entry.slot, entry.peer, expires))
         return taken
 
-    def store_fragments(self, row: HeldSlot, blocks: list[tuple[CID, bytes]]) -> None:
-        """In a worker: make fragments of a reserved slot durable."""
+    def store_fragments(
+        self, row: HeldSlot, blocks: list[tuple[CID, bytes]], missing_bytes: int
+    ) -> None:
+        """In a worker: make fragments of a reserved slot durable; so much is missing then."""
         self._stores.blocks.put_many(blocks, read_soon=False)
-        self._stores.catalog.touch_reservation(row.segment, row.slot, self._runtime.clock.now())
+        now = self._runtime.clock.now()
+        self._stores.catalog.touch_reservation(row.segment, row.slot, now, missing_bytes)
 
     def promise(self, row: HeldSlot, cids: Sequence[CID]) -> bytes:
         """In a worker: sign the lease of a slot whose every block is durable here."""
@@ -388,6 +391,7 @@ class LocalReception:
         self._row = row
         self._fragments = {stripe: (cid, size) for stripe, cid, size in fragments}
         self._wanted = wanted
+        self._missing = set(wanted)
 
     @property
     def wanted(self) -> Sequence[int]:
@@ -401,7 +405,10 @@ class LocalReception:
     async def store(self, blocks: Sequence[tuple[int, bytes]]) -> None:
         """Make verified fragments durable."""
         named = [(self._fragments[stripe][0], data) for stripe, data in blocks]
-        await self._holder.workers.run(self._holder.store_fragments, self._row, named)
+        missing = self._missing.difference(stripe for stripe, _ in blocks)
+        size = sum(self._fragments[stripe][1] for stripe in missing)
+        await self._holder.workers.run(self._holder.store_fragments, self._row, named, size)
+        self._missing = missing
 
     async def finish(self) -> bytes:
         """Sign the lease; the slot is held from here on."""

@@ -19,6 +19,7 @@ from dstore.service.leases import Leases
 from dstore.service.orphans import Orphans
 from dstore.service.stores import Stores
 from dstore.service.worker import Worker
+from dstore.storage.rows import HeldSlot
 
 
 class Keeper:
@@ -30,6 +31,7 @@ class Keeper:
         self._runtime = runtime
         self._orphans = Orphans(stores)
         self._ahead = self._clock_ahead()
+        self._tried: HeldSlot | None = None  # the last one of this round
         self.worker = Worker("keeper", self.step)
 
     async def step(self) -> float:
@@ -37,10 +39,20 @@ class Keeper:
         run = self._runtime.workers.run
         if not self._clock_was_set():
             await run(self._expire_reservations)
-        for row in await run(self._leases.ending, KEEPER_SLOTS_PER_STEP):
-            await run(self._leases.renew, row.segment, row.slot, (row.owner,))
+        await self._extend_leases()
         await run(self._orphans.step, trio.current_time())
         return KEEPER_SECONDS
+
+    async def _extend_leases(self) -> None:
+        """Some of those that are due, going round all of them: slots that cannot be promised
+        again, as many as there may be, keep no other from its turn."""
+        run = self._runtime.workers.run
+        due = await run(self._leases.ending, KEEPER_SLOTS_PER_STEP, self._tried)
+        for row in due:
+            self._tried = row
+            await run(self._leases.renew, row.segment, row.slot, (row.owner,))
+        if len(due) < KEEPER_SLOTS_PER_STEP:
+            self._tried = None
 
     def _clock_ahead(self) -> float:
         """By how much the time of day is ahead of trio's, which nobody sets."""

@@ -112,9 +112,12 @@ class Leases:
         """Into the trash for every owner who does not want it any more."""
         rows = [row for row in self._rows(segment, slot) if row.state != "trash"]
         now = self._clock.now()
-        ended = [row for row in rows if self.wanted_until(row) <= now]
-        for row in ended:
-            self._stores.catalog.release_slot(segment, slot, now, row.owner)
+        # One that was promised again since it was judged stays.
+        ended = [
+            row
+            for row in rows
+            if self.wanted_until(row) <= now and self._stores.catalog.release_slot(row, now)
+        ]
         if rows and not ended:
             return wire.SlotAnswer(segment, slot, refusal=wire.Refusal.POLICY)
         return wire.SlotAnswer(segment, slot)
@@ -141,17 +144,19 @@ class Leases:
                 )
         return owners
 
-    def ending(self, count: int) -> list[HeldSlot]:
+    def ending(self, count: int, after: HeldSlot | None = None) -> list[HeldSlot]:
         """At most `count` held slots, the first to end first, whose lease has less than half
-        of its time left and can be made longer."""
+        of its time left and can be made longer; of those behind `after`, where it is given."""
         soon = self._clock.now() + self._lease_seconds / 2
         rows = sorted(
             (
                 row
                 for row in self._stores.catalog.held_slots()
-                if row.state == "held" and row.expires <= soon
+                if row.state == "held"
+                and row.expires <= soon
+                and (after is None or _end(row) > _end(after))
             ),
-            key=lambda row: row.expires,
+            key=_end,
         )
         found: list[HeldSlot] = []
         for row in rows:
@@ -161,3 +166,8 @@ class Leases:
                 if len(found) >= count:
                     break
         return found
+
+
+def _end(row: HeldSlot) -> tuple[float, bytes, int, bytes]:
+    """By when its lease ends; many end in the same second."""
+    return row.expires, row.segment.binary, row.slot, row.owner

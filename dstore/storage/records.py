@@ -77,10 +77,12 @@ class RecordFiles:
         self._durable.write([(self._path(kind, key), content)])
 
     def delete(self, kind: RecordKind, key: bytes) -> None:
-        """Remove the record where it exists.  Raises NodeError."""
+        """Remove the record where it exists; it does not come back after a power cut.  Raises
+        NodeError."""
         path = Path(self._path(kind, key))
         try:
             path.unlink(missing_ok=True)
+            sync_directory(path.parent)
         except OSError as error:
             raise node_error(error, f"removing {path}") from error
 

@@ -95,7 +95,8 @@ class Placement:
 
 @dataclass(frozen=True)
 class HeldSlot:
-    """A slot that this node holds, is receiving, or keeps in the trash, for one owner."""
+    """A slot that this node holds, is receiving, or keeps in the trash, for one owner.
+    `missing` of its bytes are still to come while it is reserved."""
 
     segment: CID
     slot: int
@@ -107,6 +108,7 @@ class HeldSlot:
     lease: builtins.bytes | None
     expires: float
     updated: float
+    missing: int = 0
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,9 @@ from dstore.storage.rows import (
     slot_key,
 )
 
-_SLOT_COLUMNS: Final = "segment, slot, owner, root, manifest, bytes, state, lease, expires, updated"
+_SLOT_COLUMNS: Final = (
+    "segment, slot, owner, root, manifest, bytes, state, lease, expires, updated, missing"
+)
 _SELECT_SLOTS: Final = f"SELECT {_SLOT_COLUMNS} FROM held_slots"  # noqa: S608 (a constant)
 _STATES: Final[dict[str, SlotState]] = {"reserved": "reserved", "held": "held", "trash": "trash"}
 SERIAL: Final = "serial"
@@ -58,16 +60,17 @@ class HolderTables(ReferenceTables):
     def reserve_slot(self, row: HeldSlot) -> None:
         """Remember a slot, normally in state `reserved`, before its bytes move.  One that is
         already there for the same owner is replaced, unless it is held: then it stays."""
-        with self._db.transaction(durable=False) as connection:
+        with self._promises, self._db.transaction(durable=False) as connection:
             _put_slot(connection, row, unless_held=True)
 
-    def touch_reservation(self, segment: CID, slot: int, now: float) -> None:
-        """Bytes are still coming: the reservation's idle time starts again."""
+    def touch_reservation(self, segment: CID, slot: int, now: float, missing: int) -> None:
+        """Bytes are coming, at most `missing` are still to come: the reservation's idle time
+        starts again."""
         with self._db.transaction(durable=False) as connection:
             connection.execute(
-                "UPDATE held_slots SET updated = ?"
+                "UPDATE held_slots SET updated = ?, missing = min(missing, ?)"
                 " WHERE segment = ? AND slot = ? AND state = 'reserved'",
-                (now, segment.binary, slot),
+                (now, missing, segment.binary, slot),
             )
 
     def hold_slot(
@@ -88,8 +91,8 @@ class HolderTables(ReferenceTables):
             known = self.held_slot(segment, slot, owner)
             if known is None:
                 raise NotFoundError(f"slot {slot} of {segment} was never reserved here")
-            row = replace(known, state="held", lease=lease, expires=expires, updated=now)
-            self._promise(row)
+            held = replace(known, state="held", lease=lease, expires=expires, updated=now)
+            self._promise(replace(held, missing=0))
 
     def held_slot(self, segment: CID, slot: int, owner: bytes | None = None) -> HeldSlot | None:
         """The slot's row, in whatever state; `owner` None means the row that changed last."""
@@ -112,13 +115,14 @@ class HolderTables(ReferenceTables):
                 ).fetchall()
         return [_slot(row) for row in rows]
 
-    def release_slot(self, segment: CID, slot: int, now: float, owner: bytes | None = None) -> None:
-        """Into the trash (a reservation too), where its blocks stay until `delete_slot`.
-        `owner` None means all owners."""
+    def release_slot(self, row: HeldSlot, now: float) -> bool:
+        """Into the trash (a reservation too), where its blocks stay until `delete_slot`; False
+        where the row has changed since it was read: what was decided of it may be wrong."""
         with self._promises:
-            for row in self.held_slots(segment):
-                if row.slot == slot and row.state != "trash" and owner in (None, row.owner):
-                    self._promise(replace(row, state="trash", updated=now))
+            if self.held_slot(row.segment, row.slot, row.owner) != row:
+                return False
+            self._promise(replace(row, state="trash", updated=now, missing=0))
+            return True
 
     def _promise(self, row: HeldSlot) -> None:
         """The row as a durable file, then in the table."""
@@ -142,34 +146,31 @@ class HolderTables(ReferenceTables):
 
     def _delete(self, segment: CID, slot: int, which: Callable[[HeldSlot], bool]) -> bool:
         """Forget the rows of the slot that `which` picks; whether there were any."""
-        with self._promises:
-            doomed = [
-                row.owner for row in self.held_slots(segment) if row.slot == slot and which(row)
-            ]
-            with self._db.transaction() as connection:
-                connection.executemany(
-                    "DELETE FROM held_slots WHERE segment = ? AND slot = ? AND owner = ?",
-                    [(segment.binary, slot, one) for one in doomed],
-                )
-                (others,) = connection.execute(
-                    "SELECT count(*) FROM held_slots WHERE segment = ? AND slot = ?",
-                    (segment.binary, slot),
-                ).fetchone()
-                if not others:
-                    mark_released(connection, ReferenceKind.SLOT, slot_key(segment, slot))
-            if self._records is not None:
+        with self._promises, self._db.transaction() as connection:
+            # Read in the transaction: a fragment that came a moment ago keeps its reservation.
+            rows = connection.execute(
+                f"{_SELECT_SLOTS} WHERE segment = ? AND slot = ?", (segment.binary, slot)
+            ).fetchall()
+            doomed = [row.owner for row in map(_slot, rows) if which(row)]
+            connection.executemany(
+                "DELETE FROM held_slots WHERE segment = ? AND slot = ? AND owner = ?",
+                [(segment.binary, slot, one) for one in doomed],
+            )
+            if len(doomed) == len(rows):
+                mark_released(connection, ReferenceKind.SLOT, slot_key(segment, slot))
+            if self._records is not None:  # before the commit: none outlives its row
                 for one in doomed:
                     self._records.delete(RecordKind.LEASE, held_slot_key(segment, slot, one))
         self.finish_releases()
         return bool(doomed)
 
     def reserved_bytes(self) -> int:
-        """Bytes promised to slots that are not complete yet."""
-        return self._slot_bytes("reserved")
+        """Bytes promised to slots that are not complete yet, and still to come."""
+        return self._total("SELECT sum(missing) FROM held_slots WHERE state = 'reserved'")
 
     def held_bytes(self) -> int:
         """Bytes of the slots under lease."""
-        return self._slot_bytes("held")
+        return self._total("SELECT sum(bytes) FROM held_slots WHERE state = 'held'")
 
     def slot_totals(self) -> list[SlotTotal]:
         """How many slots there are in each state, and their bytes; states without are left
@@ -180,12 +181,10 @@ class HolderTables(ReferenceTables):
             ).fetchall()
         return [SlotTotal(*row) for row in rows]
 
-    def _slot_bytes(self, state: SlotState) -> int:
+    def _total(self, query: str) -> int:
         with self._db.reading() as connection:
-            total: int = connection.execute(
-                "SELECT coalesce(sum(bytes), 0) FROM held_slots WHERE state = ?", (state,)
-            ).fetchone()[0]
-        return total
+            total: int | None = connection.execute(query).fetchone()[0]
+        return total or 0  # NULL where there are no rows
 
     def expire_reservations(self, before: float) -> list[HeldSlot]:
         """Delete the reservations untouched since `before`, with their block references;
@@ -306,15 +305,15 @@ class HolderTables(ReferenceTables):
         less the allowed clock skew).  Returns how many."""
         with self._promises:
             doomed = [row for row in self.pin_records() if row.keep_until < before]
+            if self._records is not None:
+                for row in doomed:
+                    key = pin_record_key(row.owner, root_key(row.root))
+                    self._records.delete(RecordKind.PIN_RECORD, key)
             with self._db.transaction() as connection:
                 connection.executemany(
                     "DELETE FROM pin_records WHERE owner = ? AND root_key = ?",
                     [(row.owner, root_key(row.root)) for row in doomed],
                 )
-            if self._records is not None:
-                for row in doomed:
-                    key = pin_record_key(row.owner, root_key(row.root))
-                    self._records.delete(RecordKind.PIN_RECORD, key)
         return len(doomed)
 
     # --- Serials -----------------------------------------------------------------------
@@ -338,12 +337,12 @@ def _order(seq: int, envelope: bytes) -> tuple[int, bytes]:
 
 def _put_slot(connection: sqlite3.Connection, row: HeldSlot, *, unless_held: bool) -> None:
     connection.execute(
-        "INSERT INTO held_slots (segment, slot, owner, root, manifest, bytes, state, lease,"
-        " expires, updated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        f"INSERT INTO held_slots ({_SLOT_COLUMNS})"  # noqa: S608 (a constant)
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (segment, slot, owner) DO UPDATE SET root = excluded.root,"
         " manifest = excluded.manifest, bytes = excluded.bytes, state = excluded.state,"
-        " lease = excluded.lease, expires = excluded.expires, updated = excluded.updated"
-        " WHERE state != 'held' OR NOT ?",
+        " lease = excluded.lease, expires = excluded.expires, updated = excluded.updated,"
+        " missing = excluded.missing WHERE state != 'held' OR NOT ?",
         (
             row.segment.binary,
             row.slot,
@@ -355,15 +354,16 @@ def _put_slot(connection: sqlite3.Connection, row: HeldSlot, *, unless_held: boo
             row.lease,
             row.expires,
             row.updated,
+            row.missing,
             unless_held,
         ),
     )
 
 
 def _slot(
-    row: tuple[bytes, int, bytes, bytes, bytes, int, str, bytes | None, float, float],
+    row: tuple[bytes, int, bytes, bytes, bytes, int, str, bytes | None, float, float, int],
 ) -> HeldSlot:
-    segment, slot, owner, root, manifest, size, state, lease, expires, updated = row
+    segment, slot, owner, root, manifest, size, state, lease, expires, updated, missing = row
     return HeldSlot(
         segment=CID.from_bytes(segment),
         slot=slot,
@@ -375,6 +375,7 @@ def _slot(
         lease=lease,
         expires=expires,
         updated=updated,
+        missing=missing,
     )
 
 

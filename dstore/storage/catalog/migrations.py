@@ -68,4 +68,10 @@ _V1: Final = (
     "CREATE INDEX faults_peer ON faults (peer)",
 )
 
-CATALOG_STEPS: Final[tuple[tuple[str, ...], ...]] = (_V1,)
+_V2: Final = (
+    # What is still to come of a reserved slot: the rest takes up its room already.
+    "ALTER TABLE held_slots ADD COLUMN missing INTEGER NOT NULL DEFAULT 0",
+    "UPDATE held_slots SET missing = bytes WHERE state = 'reserved'",
+)
+
+CATALOG_STEPS: Final[tuple[tuple[str, ...], ...]] = (_V1, _V2)

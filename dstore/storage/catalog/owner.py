@@ -81,10 +81,10 @@ class OwnerTables:
     def delete_pin(self, root: CID) -> bool:
         """Forget the pin; False where there is none.  References are the caller's to release."""
         key = root_key(root)
+        if self._records is not None:  # first: what is left of a pin would come back some day
+            self._records.delete(RecordKind.PIN, key)
         with self._db.transaction() as connection:
             deleted = connection.execute("DELETE FROM pins WHERE root_key = ?", (key,)).rowcount
-        if self._records is not None:
-            self._records.delete(RecordKind.PIN, key)
         return deleted > 0
 
     # --- Manifests ---------------------------------------------------------------------

@@ -177,6 +177,27 @@ async def test_room_is_reserved_before_bytes_move(tmp_path: Path) -> None:
         assert [row.root for row in here.stores.catalog.held_slots()] == [first.root]
 
 
+async def test_what_is_stored_of_a_slot_is_counted_once(tmp_path: Path) -> None:
+    first, second = protect(1, stripes=10), protect(2, stripes=10)
+    async with open_single_holder(tmp_path, capacity_bytes=25_000) as here:
+        reception = await here.accept(first, 0)
+        documents = here.blocks.usage().bytes
+
+        async def free() -> int:
+            return (await here.holder.hello(ASKER)).free_bytes
+
+        for stripe in list(reception.wanted)[:-1]:
+            await reception.store([(stripe, first.blocks[reception.expected(stripe)[0]])])
+            assert await free() == 25_000 - documents - 10_000
+        await reception.abandon()
+        assert await free() == 25_000 - documents - 10_000
+        # The rest of it is reserved still, and there is room for another.
+        resumed = await here.accept(first, 0)
+        assert list(resumed.wanted) == [9]
+        assert await free() == 25_000 - documents - 10_000
+        await here.put(second, 0)
+
+
 async def test_a_node_without_capacity_takes_nothing(tmp_path: Path) -> None:
     async with open_single_holder(tmp_path, capacity_bytes=0) as here:
         with pytest.raises(Refused) as error:

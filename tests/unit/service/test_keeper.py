@@ -9,6 +9,7 @@ import pytest
 
 from dstore.core.cid import CID, RAW
 from dstore.core.pinrecord import open_lease
+from dstore.errors import NodeError
 from dstore.limits import (
     LEASE_SECONDS,
     MESSAGE_SECONDS,
@@ -16,6 +17,7 @@ from dstore.limits import (
     ORPHANS_WALKED_PER_STEP,
     RESERVATION_SECONDS,
 )
+from dstore.service import keeper as keeper_module
 from dstore.service import orphans
 from dstore.service.keeper import Keeper
 from dstore.service.localadd import Operation
@@ -100,6 +102,53 @@ async def test_one_slot_that_cannot_be_renewed_does_not_keep_others_waiting(
         here.blocks.inner.delete_many([bad.segment.cid])
         here.clock.time += 20 * DAY
         await keeper(here).step()
+        ends = {row.root: row.expires for row in here.stores.catalog.held_slots()}
+        assert ends[good.root] == here.clock.time + LEASE_SECONDS
+        assert ends[bad.root] == START + LEASE_SECONDS
+
+
+async def test_many_slots_that_cannot_be_renewed_keep_no_other_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than one step takes, and all with leases that end before the others'."""
+    monkeypatch.setattr(keeper_module, "KEEPER_SLOTS_PER_STEP", 2)
+    bad, good = [protect(seed) for seed in range(5)], [protect(5), protect(6)]
+    async with open_single_holder(tmp_path) as here:
+        for root in bad:
+            await here.put(root, 0)
+            here.blocks.inner.delete_many([root.segment.cid])
+        here.clock.time += 1
+        for root in good:
+            await here.put(root, 0)
+        here.clock.time += 20 * DAY
+        work = keeper(here)
+
+        def extended() -> set[CID]:
+            rows = here.stores.catalog.held_slots()
+            return {row.root for row in rows if row.expires == here.clock.time + LEASE_SECONDS}
+
+        for _ in range(4):
+            await work.step()
+        assert extended() == {root.root for root in good}
+        # Those that failed are tried again, round after round.
+        here.blocks.put_many([(root.segment.cid, root.segment.block) for root in bad])
+        for _ in range(4):
+            await work.step()
+        assert extended() == {root.root for root in (*bad, *good)}
+
+
+async def test_a_step_that_fails_goes_on_behind_the_slot_that_it_failed_at(tmp_path: Path) -> None:
+    bad, good = protect(1), protect(2)
+    async with open_single_holder(tmp_path) as here:
+        await here.put(bad, 0)
+        here.clock.time += 1
+        await here.put(good, 0)
+        here.clock.time += 20 * DAY
+        work = keeper(here)
+        here.blocks.fail("get", NodeError("the disk answers nothing"))
+        with pytest.raises(NodeError):
+            await work.step()
+        await work.step()
         ends = {row.root: row.expires for row in here.stores.catalog.held_slots()}
         assert ends[good.root] == here.clock.time + LEASE_SECONDS
         assert ends[bad.root] == START + LEASE_SECONDS

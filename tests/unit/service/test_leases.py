@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from dstore.core import wire
 from dstore.core.pinrecord import open_lease
 from dstore.errors import Refused
 from dstore.limits import LEASE_SECONDS
+from dstore.service.restore import restore_references
 from dstore.storage.records import RecordFiles
 from dstore.testing.cluster import node_key
 from dstore.testing.deterministic import peer_number
@@ -38,9 +40,13 @@ async def renew(here: SingleHolder, root: Protected, *records: bytes) -> wire.Sl
     return answer
 
 
-def lose_catalog(directory: Path) -> None:
-    for path in list(directory.glob("catalog.sqlite3*")):
+def rebuild(here: SingleHolder) -> None:
+    """The catalog is lost, and made again from the record files."""
+    here.stores.catalog.close()
+    for path in list(here.directory.glob("catalog.sqlite3*")):
         path.unlink()
+    here.restart()
+    here.stores.catalog.rebuild(RecordFiles(here.directory / "records"), now=START)
 
 
 def states(here: SingleHolder) -> list[str]:
@@ -120,6 +126,29 @@ async def test_release_needs_the_owners_word(tmp_path: Path) -> None:
         assert reception.wanted == []
         await reception.finish()
         assert states(here) == ["held"]
+
+
+async def test_a_slot_promised_again_while_it_is_released_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner pins anew between the look at the ended wish and the move to the trash."""
+    root = protect()
+    async with open_single_holder(tmp_path) as here:
+        await here.put(root, 0)
+        catalog, leases = here.stores.catalog, here.holder.leases
+        act = catalog.release_slot
+        signed: list[bytes | None] = []
+
+        def pin_first(*judged: Any) -> bool:
+            leases.take_records([root.record(here.owner, seq=3)])
+            signed.append(leases.renew(root.segment.cid, 0).lease)
+            return act(*judged)
+
+        monkeypatch.setattr(catalog, "release_slot", pin_first)
+        ended = root.record(here.owner, seq=2, expires=START)
+        assert (await release(here, root, ended)).refusal is Refusal.POLICY
+        (row,) = catalog.held_slots()
+        assert (row.state, [row.lease]) == ("held", signed)
 
 
 async def test_a_record_that_drops_the_manifest_releases_its_slots(tmp_path: Path) -> None:
@@ -202,13 +231,38 @@ async def test_a_segment_shared_by_two_roots_is_kept_for_the_other(tmp_path: Pat
         assert states(here) == ["trash"]
 
 
+async def test_a_shared_segment_is_kept_for_the_other_after_a_rebuild(tmp_path: Path) -> None:
+    """The row and the record file of the slot name the first root alone."""
+    first = protect()
+    second = first.under("another directory with the same large file")
+    async with open_single_holder(tmp_path) as here:
+        await here.put(first, 0)
+        await here.put(second, 0)
+        never_offered = second.under("only named")
+        named = [second.manifest.cid, never_offered.manifest.cid]
+        here.holder.leases.take_records([second.record(here.owner, seq=2, manifests=named)])
+        stranger = first.under("of somebody else")
+        here.blocks.put_many([(stranger.manifest.cid, stranger.manifest.block)])
+        record = stranger.record(node_key(2, "owner"))
+        here.stores.catalog.put_pin_record(
+            node_key(2, "owner").public, stranger.root, 1, START + DAY, record
+        )
+        here.stores.catalog.put_pin_record(bytes(32), first.root, 1, START + DAY, b"does not open")
+        rebuild(here)
+        assert restore_references(here.stores)
+        catalog = here.stores.catalog
+        manifests = {first.manifest.cid, second.manifest.cid}
+        assert {one for _, one in catalog.manifests_with(first.segment.cid)} == manifests
+        assert all(catalog.referenced([cid.multihash for cid in manifests]))
+        ended = first.record(here.owner, seq=2, expires=START)
+        assert (await release(here, first, ended)).refusal is Refusal.POLICY
+        assert states(here) == ["held"]
+
+
 async def test_promises_survive_a_restart_and_a_lost_catalog(tmp_path: Path) -> None:
     root = protect()
     async with open_single_holder(tmp_path) as here:
         lease = await here.put(root, 0)
-        here.stores.catalog.close()
-        lose_catalog(tmp_path)
-        here.restart()
-        here.stores.catalog.rebuild(RecordFiles(tmp_path / "records"), now=START)
+        rebuild(here)
         (row,) = here.stores.catalog.held_slots()
         assert (row.state, row.lease) == ("held", lease)

@@ -100,3 +100,17 @@ def test_with_blocks_missing_nothing_is_collected(tmp_path: Path) -> None:
     # What could be read is there again all the same.
     assert all(stores.catalog.referenced([root.multihash]))
     stores.catalog.close()
+
+
+def test_a_slot_in_the_trash_that_cannot_be_read_holds_up_no_collection(tmp_path: Path) -> None:
+    blocks, _, segment, _ = fill(tmp_path)
+    records = RecordFiles(tmp_path / "records")
+    catalog = open_catalog(tmp_path / "catalog.sqlite3", records)
+    (held,) = catalog.held_slots()
+    catalog.release_slot(held, NOW + 1)
+    catalog.close()
+    blocks.delete_many([segment.cid])
+    stores = reopen_lost(tmp_path, blocks)
+    assert restore_references(stores)
+    assert not stores.catalog.references_missing
+    stores.catalog.close()

@@ -31,4 +31,5 @@ SLOT = HeldSlot(
     lease=None,
     expires=NOW + 600,
     updated=NOW,
+    missing=1000,
 )

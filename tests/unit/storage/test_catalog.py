@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from dstore.storage.catalog import (
     slot_key,
 )
 from dstore.storage.memory import MemoryStore
+from dstore.storage.records import RecordFiles, RecordKind
 from dstore.testing.blockstore_suite import block
 from tests.unit.storage.catalog_rows import (
     ALICE,
@@ -227,13 +230,14 @@ class TestHolder:
         assert catalog.held_segments() == []
 
         catalog.hold_slot(SEGMENT, 3, b"lease", NOW + 99, NOW + 1)
-        held = replace(SLOT, state="held", lease=b"lease", expires=NOW + 99, updated=NOW + 1)
+        promised = replace(SLOT, state="held", lease=b"lease", missing=0)
+        held = replace(promised, expires=NOW + 99, updated=NOW + 1)
         assert catalog.held_slots() == catalog.held_slots(SEGMENT) == [held]
         assert (catalog.reserved_bytes(), catalog.held_bytes()) == (0, 1000)
         assert catalog.held_roots() == [ROOT]
         assert catalog.held_segments() == [SEGMENT]
 
-        catalog.release_slot(SEGMENT, 3, NOW + 2)
+        assert catalog.release_slot(held, NOW + 2)
         assert catalog.held_slot(SEGMENT, 3) == replace(held, state="trash", updated=NOW + 2)
         assert catalog.held_roots() == []
         assert catalog.empty_trash(NOW + 2) == []
@@ -244,7 +248,7 @@ class TestHolder:
 
     def test_a_slot_in_the_trash_may_be_reserved_again(self, catalog: Catalog) -> None:
         catalog.reserve_slot(SLOT)
-        catalog.release_slot(SEGMENT, 3, NOW)
+        catalog.release_slot(SLOT, NOW)
         catalog.reserve_slot(replace(SLOT, updated=NOW + 5))
         assert catalog.held_slot(SEGMENT, 3) == replace(SLOT, updated=NOW + 5)
 
@@ -260,18 +264,57 @@ class TestHolder:
     def test_holding_what_was_never_reserved(self, catalog: Catalog) -> None:
         with pytest.raises(NotFoundError):
             catalog.hold_slot(SEGMENT, 3, b"lease", NOW, NOW)
-        catalog.release_slot(SEGMENT, 3, NOW)
+        assert not catalog.release_slot(SLOT, NOW)
         catalog.delete_slot(SEGMENT, 3)
 
     def test_idle_reservations_expire_with_their_references(self, catalog: Catalog) -> None:
         for slot in range(3):
             catalog.reserve_slot(replace(SLOT, slot=slot))
             catalog.reference(ReferenceKind.SLOT, slot_key(SEGMENT, slot), [bytes([slot])])
-        catalog.touch_reservation(SEGMENT, 1, NOW + 50)
+        catalog.touch_reservation(SEGMENT, 1, NOW + 50, 400)
         catalog.hold_slot(SEGMENT, 2, b"lease", NOW, NOW)
         assert [row.slot for row in catalog.expire_reservations(NOW + 10)] == [0]
         assert catalog.referenced([b"\0", b"\1", b"\2"]) == [False, True, True]
-        assert catalog.reserved_bytes() == 1000
+        assert catalog.reserved_bytes() == 400
+        # Another who brings the same slot, and has more of it still to bring, changes nothing.
+        catalog.touch_reservation(SEGMENT, 1, NOW + 50, 600)
+        assert catalog.reserved_bytes() == 400
+
+    def test_a_reservation_touched_at_the_last_moment_stays(
+        self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        catalog.reserve_slot(SLOT)
+        begin = catalog._db.transaction
+        late = [NOW + 50]
+
+        def touch_first(*, durable: bool = True) -> AbstractContextManager[sqlite3.Connection]:
+            if durable and late:  # the deletion begins
+                catalog.touch_reservation(SEGMENT, 3, late.pop(), 1000)
+            return begin(durable=durable)
+
+        monkeypatch.setattr(catalog._db, "transaction", touch_first)
+        assert catalog.expire_reservations(NOW + 10) == []
+        assert catalog.held_slot(SEGMENT, 3) == replace(SLOT, updated=NOW + 50)
+
+    def test_a_slot_reserved_anew_while_it_is_released_is_reserved(self, tmp_path: Path) -> None:
+        records = RecordFiles(tmp_path / "records")
+        catalog = open_catalog(tmp_path / "catalog.sqlite3", records)
+        catalog.reserve_slot(SLOT)
+        fresh = replace(SLOT, updated=NOW + 5)
+        resume = threading.Thread(target=catalog.reserve_slot, args=(fresh,))
+        put = records.put
+
+        def resume_first(kind: RecordKind, key: bytes, record: bytes) -> None:
+            resume.start()
+            resume.join(0.1)  # it may go on only when the release is done
+            put(kind, key, record)
+
+        records.put = resume_first  # type: ignore[method-assign]  # between check and act
+        assert catalog.release_slot(SLOT, NOW + 1)
+        resume.join()
+        assert catalog.held_slot(SEGMENT, 3) == fresh
+        catalog.close()
+        records.close()
 
     def test_two_owners_of_one_slot(self, catalog: Catalog) -> None:
         """Each has a lease; the blocks stay until both are done."""
@@ -282,7 +325,9 @@ class TestHolder:
         catalog.hold_slot(SEGMENT, 3, b"for alice", NOW, NOW + 1, owner=ALICE)
         catalog.hold_slot(SEGMENT, 3, b"for bob", NOW, NOW + 2, owner=BOB)
         assert {row.lease for row in catalog.held_slots(SEGMENT)} == {b"for alice", b"for bob"}
-        catalog.release_slot(SEGMENT, 3, NOW + 3, owner=BOB)
+        bob = catalog.held_slot(SEGMENT, 3, BOB)
+        assert bob is not None
+        assert catalog.release_slot(bob, NOW + 3)
         catalog.delete_slot(SEGMENT, 3, owner=BOB)
         alice = catalog.held_slot(SEGMENT, 3)
         assert alice is not None

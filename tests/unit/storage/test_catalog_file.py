@@ -25,13 +25,15 @@ from dstore.storage.catalog import (
     open_catalog,
     slot_key,
 )
+from dstore.storage.catalog.migrations import CATALOG_STEPS
 from dstore.storage.database import Database
 from dstore.storage.memory import MemoryStore
-from dstore.storage.records import RecordFiles
+from dstore.storage.records import RecordFiles, RecordKind
 from dstore.testing.blockstore_suite import block
 from tests.unit.storage.catalog_rows import (
     ALICE,
     BOB,
+    MANIFEST,
     NOW,
     OTHER,
     PIN,
@@ -73,7 +75,7 @@ class TestFile:
     def test_a_newer_catalog_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "c"
         open_catalog(path).close()
-        newer = Database(path, ((),), what="test")
+        newer = Database(path, CATALOG_STEPS, what="test")
         newer._writer.execute("PRAGMA user_version = 99")
         newer.close()
         with pytest.raises(StoreTooNew, match="format 99"):
@@ -87,6 +89,20 @@ class TestFile:
         with database.reading() as connection:
             assert connection.execute("SELECT x, y FROM t").fetchall() == [(1, 2)]
         database.close()
+
+    def test_a_reservation_of_the_first_format_counts_as_missing(self, tmp_path: Path) -> None:
+        database = Database(tmp_path / "c", CATALOG_STEPS[:1], what="test")
+        with database.transaction() as connection:
+            for slot, state in enumerate(("reserved", "held", "trash")):
+                connection.execute(
+                    "INSERT INTO held_slots VALUES (?, ?, x'01', ?, ?, 1000, ?, NULL, 1, 1)",
+                    (SEGMENT.binary, slot, ROOT.binary, MANIFEST.binary, state),
+                )
+        database.close()
+        catalog = open_catalog(tmp_path / "c")
+        assert [row.missing for row in catalog.held_slots()] == [1000, 0, 0]
+        assert (catalog.reserved_bytes(), catalog.held_bytes()) == (1000, 1000)
+        catalog.close()
 
     def test_a_failed_migration_leaves_the_old_format(self, tmp_path: Path) -> None:
         first = ("CREATE TABLE t (x)",)
@@ -181,7 +197,9 @@ class TestRebuild:
             serial = catalog.next_serial()
             catalog.hold_slot(SEGMENT, slot, b"serial %d" % serial, NOW + 99, NOW + 1)
         catalog.hold_slot(SEGMENT, 0, b"serial 4000000000000", NOW + 999, NOW + 2)
-        catalog.release_slot(SEGMENT, 1, NOW + 3)
+        released = catalog.held_slot(SEGMENT, 1)
+        assert released is not None
+        catalog.release_slot(released, NOW + 3)
         catalog.delete_slot(SEGMENT, 2)
 
     def promises(self, catalog: Catalog) -> object:
@@ -211,6 +229,34 @@ class TestRebuild:
         catalog.rebuild(records, now=NOW)
         assert self.promises(catalog) == expected
         assert catalog.next_serial() > serial
+        catalog.close()
+        records.close()
+
+    def test_no_record_file_outlives_its_row(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A deletion that fails half way leaves the row, and can be done again."""
+        records = RecordFiles(tmp_path / "records")
+        catalog = open_catalog(tmp_path / "c", records)
+        self.fill(catalog)
+        expected = self.promises(catalog)
+
+        def fail(kind: RecordKind, key: bytes) -> None:
+            raise NodeError("the disk is gone")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(records, "delete", fail)
+            for forget in (
+                lambda: catalog.delete_pin(ROOT),
+                lambda: catalog.empty_trash(NOW + 4),
+                lambda: catalog.forget_pin_records(NOW * 2),
+            ):
+                with pytest.raises(NodeError, match="gone"):
+                    forget()
+        assert self.promises(catalog) == expected
+        assert catalog.delete_pin(ROOT)
+        assert [row.slot for row in catalog.empty_trash(NOW + 4)] == [1]
+        assert catalog.forget_pin_records(NOW * 2) == 1
         catalog.close()
         records.close()
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dstore.core.cid import CID, DAG_CBOR, DAG_PB
 from dstore.errors import CorruptStore, NodeError, StoreTooNew
 from dstore.limits import RECORD_BYTES_MAX, RECORD_FILE_BYTES_MAX
+from dstore.storage import records
 from dstore.storage.records import (
     RecordFiles,
     RecordKind,
@@ -64,6 +65,19 @@ held_slots = st.builds(
     expires=times,
     updated=times,
 )
+
+
+def test_what_is_deleted_is_off_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = RecordFiles(tmp_path)
+    files.put(RecordKind.PIN, b"a", b"record")
+    (path,) = (tmp_path / "pins").glob("*/*")
+    synced: list[tuple[Path, bool]] = []
+    monkeypatch.setattr(
+        records, "sync_directory", lambda directory: synced.append((directory, path.exists()))
+    )
+    files.delete(RecordKind.PIN, b"a")
+    assert synced == [(path.parent, False)]
+    files.close()
 
 
 @given(pins, pin_records, held_slots)
