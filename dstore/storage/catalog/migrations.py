@@ -68,4 +68,7 @@ _V1: Final = (
     "CREATE INDEX faults_peer ON faults (peer)",
 )
 
-CATALOG_STEPS: Final[tuple[tuple[str, ...], ...]] = (_V1,)
+# How much is held under a manifest, and whether anything still is.
+_V2: Final = ("CREATE INDEX held_slots_manifest ON held_slots (manifest, state, bytes)",)
+
+CATALOG_STEPS: Final[tuple[tuple[str, ...], ...]] = (_V1, _V2)
