@@ -26,7 +26,13 @@ from dstore.errors import (
     PeerError,
     Unrecoverable,
 )
-from dstore.limits import HEDGE_SECONDS_UNKNOWN, MANIFEST_FAILURES_COUNTED, SEGMENT_PROVED_SECONDS
+from dstore.limits import (
+    HEDGE_SECONDS,
+    HEDGE_SECONDS_UNKNOWN,
+    MANIFEST_FAILURES_COUNTED,
+    SEGMENT_ALONE_SECONDS,
+    SEGMENT_PROVED_SECONDS,
+)
 from dstore.runtime import open_plain_nursery
 from dstore.service.decoding import Holders
 from dstore.service.segments import RootSegments
@@ -38,14 +44,14 @@ Way = Callable[[], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A segment that lists the block, who holds its slots, and where in it the block is;
-    `manifest` is the one that led there, None where the segment was in memory."""
+    """A segment that lists the block, the manifest that it was found by, who holds its slots,
+    and where in it the block is."""
 
+    manifest: CID
     segment: Segment
     holders: Holders
     stripe: int
     slot: int
-    manifest: CID | None = None
 
 
 class Search(Generic[T]):
@@ -76,12 +82,14 @@ class Search(Generic[T]):
         self._direct = direct
         self._refs: dict[CID, Iterator[SegmentRef]] = {}  # by manifest, what is left to try
         self._turns: Counter[CID] = Counter()  # that each manifest has had
-        self._late_at: dict[CID, float] = {}  # by manifest, or segment in memory, under way
+        self._late_at: dict[CID, float] = {}  # manifests and segments under way
         self._ended: set[CID] = set()  # manifests of which all was tried
         self._taken: set[tuple[Code, SegmentRef]] = set()
         self._useless = set[CID]() if useless is None else useless
         self._attempted: set[CID] = set()  # segments
         self._running = 0
+        self._looking = 0  # of those, with a segment that lists the block
+        self._alone_until = 0.0  # when another way begins beside those that run
         self._news = trio.Event()
         self._result: list[T] = []
         self._failure: DstoreError | None = None
@@ -91,27 +99,22 @@ class Search(Generic[T]):
         an attempt raised."""
         listing = self._in_memory()
         way = None if listing is None else partial(self._look, listing)
-        patience_seconds = HEDGE_SECONDS_UNKNOWN
-        if way is not None and listing is not None:
-            segment = listing.segment.cid
-            if segment in self._segments.proved:
-                patience_seconds = SEGMENT_PROVED_SECONDS
-                if len(self._sources.manifests) <= 1:  # nothing could be tried beside it
-                    self._running += 1
-                    await self._run(way)
-                    way = None
-            if way is not None:
-                self._late_at[segment] = trio.current_time() + patience_seconds
+        proved = listing is not None and listing.segment.cid in self._segments.proved
+        if way is not None and proved and len(self._sources.manifests) <= 1:
+            self._running += 1
+            await self._run(way)  # nothing could be tried beside it
+            way = None
         if not self._result:
-            await self._race(way, patience_seconds)
+            await self._race(way)
         if self._result:
             self._failure = None  # its traceback holds frames, and what was fetched in them
             return self._result.pop()
         raise self._failure or NotFoundError(f"no segment lists {self._cid}")
 
-    async def _race(self, way: Way | None, patience_seconds: float) -> None:
+    async def _race(self, way: Way | None) -> None:
         """Try `way`, then one way after another: the next where one has failed, or after a
         while beside those that are under way."""
+        self._alone_until = trio.current_time() + HEDGE_SECONDS
         async with open_plain_nursery() as nursery:
             while not self._result:
                 way = way or self._next()
@@ -120,19 +123,31 @@ class Search(Generic[T]):
                     nursery.start_soon(self._run, way)
                 elif not self._running:
                     break
+                way = None
                 self._news = trio.Event()
-                with trio.move_on_after(patience_seconds):
-                    await self._news.wait()
-                way, patience_seconds = None, HEDGE_SECONDS_UNKNOWN
+                await self._wait()
+                self._alone_until = trio.current_time() + HEDGE_SECONDS_UNKNOWN
             nursery.cancel_scope.cancel()
 
+    async def _wait(self) -> None:
+        """Until a way has ended, or those under way have had their time alone."""
+        while not self._news.is_set():
+            left_seconds = self._alone_until - trio.current_time()
+            if left_seconds <= 0:
+                break
+            with trio.move_on_after(left_seconds):
+                await self._news.wait()
+
     def _in_memory(self) -> Listing | None:
-        """A segment in memory that lists the block and has not failed lately."""
-        for segment, holders in self._segments.loaded():
-            place = segment.locate.get(self._cid.multihash)
-            if place is not None and not self._segments.failed[segment.cid]:
-                return Listing(segment, holders, *place)
-        return None
+        """A segment in memory that lists the block; of several, that by the manifest which most
+        peers named.  None where a manifest that even more named is to be tried first."""
+        found = self._segments.listing(self._cid)
+        order = [manifest.cid for manifest in self._sources.by_agreement()]
+        if not found or (order and self._segments.is_new(order[0])):
+            return None
+        known = {cid: rank for rank, cid in enumerate(order)}
+        manifest, segment, holders = min(found, key=lambda one: known.get(one[0], len(known)))
+        return Listing(manifest, segment, holders, *segment.locate[self._cid.multihash])
 
     def _next(self) -> Way | None:
         """What to try now beside what is under way: of the manifest that had fewest turns, if
@@ -152,7 +167,7 @@ class Search(Generic[T]):
             ref = self._next_ref(manifest)
             if ref is not None:
                 self._turns[manifest.cid] += 1
-                self._late_at[manifest.cid] = trio.current_time() + HEDGE_SECONDS_UNKNOWN
+                self._late_at[manifest.cid] = trio.current_time() + HEDGE_SECONDS
                 return partial(self._try, manifest, ref)
             self._ended.add(manifest.cid)
         return None if self._running else self._take_direct()
@@ -210,22 +225,33 @@ class Search(Generic[T]):
             place = segment.locate.get(self._cid.multihash)
             if place is None:
                 self._useless.add(segment.cid)
-            elif segment.cid not in self._attempted:
-                await self._look(Listing(segment, holders, *place, manifest.cid))
+                return
+            if self._looking:  # another segment leads to the block, as far as is known
+                await self._wait()
+            if segment.cid not in self._attempted:
+                await self._look(Listing(manifest.cid, segment, holders, *place))
         except (NetworkError, PeerError, DataError):
             self._segments.failed[manifest.cid] += 1
             raise
         finally:
-            del self._late_at[manifest.cid]
+            self._late_at.pop(manifest.cid, None)
 
     async def _look(self, listing: Listing) -> None:
         """What a segment leads to."""
         segment = listing.segment.cid
+        if not self._attempted:
+            proved = segment in self._segments.proved
+            alone_seconds = SEGMENT_PROVED_SECONDS if proved else SEGMENT_ALONE_SECONDS
+            late_at = self._alone_until = trio.current_time() + alone_seconds
+            self._late_at |= {segment: late_at, listing.manifest: late_at}
         self._attempted.add(segment)
+        self._looking += 1
         try:
             self._result.append(await self._attempt(listing))
         except (NotFoundError, NetworkError, PeerError, DataError):
             self._segments.failed[segment] += 1
             raise
         finally:
+            self._looking -= 1
             self._late_at.pop(segment, None)
+            self._late_at.pop(listing.manifest, None)

@@ -71,19 +71,29 @@ class RootSegments:
         self._loads: Flights[tuple[Segment, Holders]] = Flights(nursery)
         self.failed: Counter[CID] = Counter()  # manifests and segments, since they last helped
         self.proved: set[CID] = set()  # segments in memory that led to a block
+        self._tried: set[CID] = set()  # manifests of which a segment was had
+        self._found_by: dict[CID, CID] = {}  # the manifest of a segment in memory
 
     def __len__(self) -> int:
         """How many are in memory."""
         return len(self._loaded)
 
-    def loaded(self) -> Iterator[tuple[Segment, Holders]]:
-        """Those in memory, of any manifest, and who holds their slots."""
-        yield from self._loaded.values()
+    def listing(self, cid: CID) -> list[tuple[CID, Segment, Holders]]:
+        """Those in memory that list the block and did not fail lately, each with the manifest
+        that it was found by, and who holds its slots."""
+        return [
+            (self._found_by[segment.cid], segment, holders)
+            for segment, holders in self._loaded.values()
+            if cid.multihash in segment.locate and not self.failed[segment.cid]
+        ]
 
-    def helped(self, segment: CID, manifest: CID | None) -> None:
-        """Note that the segment, found by the manifest if by any, led to a block."""
-        if manifest is not None:
-            self.failed.pop(manifest, None)
+    def is_new(self, manifest: CID) -> bool:
+        """Whether no segment of the manifest was had yet, nor one waited for in vain."""
+        return manifest not in self._tried and not self.failed[manifest]
+
+    def helped(self, segment: CID, manifest: CID) -> None:
+        """Note that the segment, found by the manifest, led to a block."""
+        self.failed.pop(manifest, None)
         self.failed.pop(segment, None)
         if segment in self._loaded:
             self._loaded.move_to_end(segment)
@@ -95,13 +105,17 @@ class RootSegments:
         known = self._loaded.get(ref.cid)
         if known is not None:
             self._loaded.move_to_end(ref.cid)
+            self._tried.add(manifest.cid)
             return known
         # Under another manifest it may count where it does not under this one.
         key = manifest.code, ref
         loaded = await self._loads.share(key, partial(self._load, manifest, ref))
         self._loaded[ref.cid] = loaded
+        self._found_by.setdefault(ref.cid, manifest.cid)
+        self._tried.add(manifest.cid)
         while len(self._loaded) > SEGMENTS_IN_MEMORY:
             dropped, _ = self._loaded.popitem(last=False)
+            self._found_by.pop(dropped, None)
             self.proved.discard(dropped)
             self.failed.pop(dropped, None)
         return loaded
@@ -131,7 +145,8 @@ class RootSegments:
             return segment, await self._holders(segment.cid, asked, HOLDERS_ASKED_MAX)
 
         loaded = await self._loads.share(("again", segment.cid), load)
-        self._loaded[segment.cid] = loaded
+        if segment.cid in self._loaded:
+            self._loaded[segment.cid] = loaded
         return loaded[1]
 
     async def _holders(

@@ -25,6 +25,7 @@ from dstore.storage.catalog import (
     open_catalog,
     slot_key,
 )
+from dstore.storage.catalog.migrations import CATALOG_STEPS
 from dstore.storage.database import Database
 from dstore.storage.memory import MemoryStore
 from dstore.storage.records import RecordFiles
@@ -73,7 +74,7 @@ class TestFile:
     def test_a_newer_catalog_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "c"
         open_catalog(path).close()
-        newer = Database(path, ((),), what="test")
+        newer = Database(path, CATALOG_STEPS, what="test")
         newer._writer.execute("PRAGMA user_version = 99")
         newer.close()
         with pytest.raises(StoreTooNew, match="format 99"):
