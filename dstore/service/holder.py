@@ -19,7 +19,14 @@ from dstore.core.envelope import SigningKey
 from dstore.core.manifest import Manifest, Segment
 from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import PinRecord, open_pin_record
-from dstore.errors import CorruptStore, DataError, NotFoundError, ProtocolViolation, Refused
+from dstore.errors import (
+    CorruptStore,
+    DataError,
+    DstoreError,
+    NotFoundError,
+    ProtocolViolation,
+    Refused,
+)
 from dstore.limits import (
     FIND_MANIFESTS_MAX,
     FIND_RECORDS_MAX,
@@ -109,14 +116,13 @@ class LocalHolder:
         return (left if room is None else min(left, room)) - promised
 
     async def find_manifests(self, peer: PeerId, root: CID) -> wire.Manifests:
-        """The manifests that this node knows for the root, and the pin records behind them."""
+        """Manifests under which this node has pinned the root or has slots of it, and the pin
+        records behind them."""
 
         def work() -> wire.Manifests:
-            manifests = [row.manifest for row in self._stores.catalog.manifests_of(root)]
+            manifests = self._stores.catalog.manifests_named(root, FIND_MANIFESTS_MAX)
             records = [row.envelope for row in self._stores.catalog.pin_records(root)]
-            return wire.Manifests(
-                tuple(manifests[-FIND_MANIFESTS_MAX:]), tuple(records[:FIND_RECORDS_MAX])
-            )
+            return wire.Manifests(tuple(manifests), tuple(records[:FIND_RECORDS_MAX]))
 
         return await self._runtime.workers.run(work)
 
@@ -218,7 +224,7 @@ class LocalHolder:
         for entry in offer.holders:
             if entry.addresses:
                 self._network.remember(PeerAddresses(entry.peer, entry.addresses))
-        return LocalReception(self, row, fragments, wanted)
+        return LocalReception(self, row, manifest, fragments, wanted)
 
     def _check_record(self, offer: wire.PutSlot) -> PinRecord:
         now = int(self._runtime.clock.now())
@@ -291,7 +297,6 @@ class LocalHolder:
         kept = {cid.multihash for cid in (*cids, offer.manifest, offer.segment)}
         catalog.reference(ReferenceKind.SLOT, slot_key(row.segment, row.slot), kept)
         blocks.put_many([(manifest.cid, manifest.block), (segment.cid, segment.block)])
-        catalog.put_manifest(manifest_row(manifest))
         catalog.put_placements(self._hearsay(offer, segment))
         # Asked only now: what was here unreferenced a moment ago may have been collected.
         present = blocks.has_many(cids)
@@ -325,9 +330,18 @@ class LocalHolder:
         now = self._runtime.clock.now()
         self._stores.catalog.touch_reservation(row.segment, row.slot, now, missing_bytes)
 
-    def promise(self, row: HeldSlot, cids: Sequence[CID]) -> bytes:
-        """In a worker: sign the lease of a slot whose every block is durable here."""
-        return self.leases.promise(row, cids)
+    def promise(self, row: HeldSlot, manifest: Manifest, cids: Sequence[CID]) -> bytes:
+        """In a worker: sign the lease of a slot whose every block is durable here.
+
+        Only now others are told of the manifest: one that nobody has brought a slot of costs
+        whoever invented it nothing."""
+        catalog = self._stores.catalog
+        catalog.put_manifest(manifest_row(manifest))
+        try:
+            return self.leases.promise(row, cids)
+        except DstoreError:  # the slot's row may be gone, and what would take the manifest along
+            catalog.forget_manifests(row.root)
+            raise
 
     def held(self, row: HeldSlot) -> None:
         """A slot came under lease."""
@@ -384,11 +398,13 @@ class LocalReception:
         self,
         holder: LocalHolder,
         row: HeldSlot,
+        manifest: Manifest,
         fragments: list[tuple[int, CID, int]],
         wanted: list[int],
     ) -> None:
         self._holder = holder
         self._row = row
+        self._manifest = manifest
         self._fragments = {stripe: (cid, size) for stripe, cid, size in fragments}
         self._wanted = wanted
         self._missing = set(wanted)
@@ -413,7 +429,9 @@ class LocalReception:
     async def finish(self) -> bytes:
         """Sign the lease; the slot is held from here on."""
         cids = [cid for cid, _ in self._fragments.values()]
-        envelope = await self._holder.workers.run(self._holder.promise, self._row, cids)
+        envelope = await self._holder.workers.run(
+            self._holder.promise, self._row, self._manifest, cids
+        )
         self._holder.held(self._row)
         return envelope
 

@@ -59,6 +59,7 @@ class Pins:
         def work() -> None:
             self._stores.catalog.delete_pin(pin.root)
             self._stores.catalog.release(ReferenceKind.LOCAL_PIN, pin_key(pin.root))
+            self._stores.catalog.forget_manifests(pin.root)
 
         await self._runtime.workers.run(work)
         return told

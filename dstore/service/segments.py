@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 
 import trio
@@ -18,7 +19,6 @@ from dstore.core.manifest import Manifest, Segment, SegmentRef
 from dstore.core.peerid import PeerId
 from dstore.errors import (
     CorruptStore,
-    DstoreError,
     NetworkError,
     NotFoundError,
     PeerError,
@@ -26,6 +26,7 @@ from dstore.errors import (
 from dstore.limits import (
     BLOCK_BYTES_MAX,
     FETCH_BLOCK_SECONDS,
+    HEDGE_SECONDS,
     HEDGE_SECONDS_MIN,
     HOLDER_MAP_PEERS_ASKED,
     HOLDER_MAP_SECONDS,
@@ -68,10 +69,35 @@ class RootSegments:
         self._runtime = runtime
         self._loaded: OrderedDict[CID, tuple[Segment, Holders]] = OrderedDict()
         self._loads: Flights[tuple[Segment, Holders]] = Flights(nursery)
+        self.failed: Counter[CID] = Counter()  # manifests and segments, since they last helped
+        self.proved: set[CID] = set()  # segments in memory that led to a block
+        self._tried: set[CID] = set()  # manifests of which a segment was had
+        self._found_by: dict[CID, CID] = {}  # the manifest of a segment in memory
 
     def __len__(self) -> int:
         """How many are in memory."""
         return len(self._loaded)
+
+    def listing(self, cid: CID) -> list[tuple[CID, Segment, Holders]]:
+        """Those in memory that list the block and did not fail lately, each with the manifest
+        that it was found by, and who holds its slots."""
+        return [
+            (self._found_by[segment.cid], segment, holders)
+            for segment, holders in self._loaded.values()
+            if cid.multihash in segment.locate and not self.failed[segment.cid]
+        ]
+
+    def is_new(self, manifest: CID) -> bool:
+        """Whether no segment of the manifest was had yet, nor one waited for in vain."""
+        return manifest not in self._tried and not self.failed[manifest]
+
+    def helped(self, segment: CID, manifest: CID) -> None:
+        """Note that the segment, found by the manifest, led to a block."""
+        self.failed.pop(manifest, None)
+        self.failed.pop(segment, None)
+        if segment in self._loaded:
+            self._loaded.move_to_end(segment)
+            self.proved.add(segment)
 
     async def load(self, manifest: Manifest, ref: SegmentRef) -> tuple[Segment, Holders]:
         """The segment and who holds its slots.  Raises NotFoundError, MalformedBlock,
@@ -79,11 +105,19 @@ class RootSegments:
         known = self._loaded.get(ref.cid)
         if known is not None:
             self._loaded.move_to_end(ref.cid)
+            self._tried.add(manifest.cid)
             return known
-        loaded = await self._loads.share(ref.cid, partial(self._load, manifest, ref))
+        # Under another manifest it may count where it does not under this one.
+        key = manifest.code, ref
+        loaded = await self._loads.share(key, partial(self._load, manifest, ref))
         self._loaded[ref.cid] = loaded
+        self._found_by.setdefault(ref.cid, manifest.cid)
+        self._tried.add(manifest.cid)
         while len(self._loaded) > SEGMENTS_IN_MEMORY:
-            self._loaded.popitem(last=False)
+            dropped, _ = self._loaded.popitem(last=False)
+            self._found_by.pop(dropped, None)
+            self.proved.discard(dropped)
+            self.failed.pop(dropped, None)
         return loaded
 
     async def _load(self, manifest: Manifest, ref: SegmentRef) -> tuple[Segment, Holders]:
@@ -111,7 +145,8 @@ class RootSegments:
             return segment, await self._holders(segment.cid, asked, HOLDERS_ASKED_MAX)
 
         loaded = await self._loads.share(("again", segment.cid), load)
-        self._loaded[segment.cid] = loaded
+        if segment.cid in self._loaded:
+            self._loaded[segment.cid] = loaded
         return loaded[1]
 
     async def _holders(
@@ -145,15 +180,6 @@ class RootSegments:
         for slot_holders in holders.values():
             slot_holders.pop(own, None)
         return holders
-
-    async def listing(self, cid: CID) -> tuple[Segment, Holders]:
-        """A segment that lists the block.  Raises NotFoundError, and as `load`."""
-        for manifest in await self._discovery.manifests(self._sources):
-            for ref in self.likely_first(manifest, cid, 0.0):
-                loaded = await self.load(manifest, ref)
-                if cid.multihash in loaded[0].locate:
-                    return loaded
-        raise NotFoundError(f"no segment lists {cid}")
 
     def likely_first(self, manifest: Manifest, cid: CID, position: float) -> Iterator[SegmentRef]:
         """The segments that are here already and list the block, then the others, that around
@@ -196,24 +222,28 @@ class RootSegments:
         protects.  Those that know the root come before those that were silent about it, and
         who is found meanwhile is asked too."""
         asked: set[PeerId] = set()
-        failure: DstoreError | None = None
-        while len(asked) < HOLDERS_ASKED_MAX:
-            knowing = self.near_first(self._sources.peers.keys() - asked)
-            maybe = self._sources.maybe.keys() - self._sources.peers.keys()
-            peers = [*knowing, *self.near_first(maybe - asked)][: 4 * SOURCES_TRIED_MAX]
-            if peers:
-                asked.update(peers)
-                try:
-                    with self._fetcher.race(cid, BLOCK_BYTES_MAX) as race:
-                        data = await race.first(peers)
-                        return await race.rest() if data is None else data
-                except (NotFoundError, NetworkError, PeerError) as error:
-                    failure = error
-            elif self._sources.discovering:
-                await self._sources.changed.wait()
-            else:
-                break
-        raise failure or NotFoundError(f"no peer is known to have {cid}")
+        with self._fetcher.race(cid, BLOCK_BYTES_MAX) as race:
+            while len(asked) < HOLDERS_ASKED_MAX:
+                knowing = self.near_first(self._sources.peers.keys() - asked)
+                maybe = self._sources.maybe.keys() - self._sources.peers.keys()
+                peers = [*knowing, *self.near_first(maybe - asked)][: 4 * SOURCES_TRIED_MAX]
+                if peers:
+                    asked.update(peers)
+                    # Those that are late go on beside the next ones.
+                    data = await race.first(peers)
+                    if data is not None:
+                        return data
+                elif not self._sources.discovering:
+                    break
+                elif race.running:
+                    with (
+                        trio.move_on_after(HEDGE_SECONDS),
+                        suppress(NotFoundError, NetworkError, PeerError),
+                    ):
+                        return await race.rest()
+                else:
+                    await self._sources.changed.wait()
+            return await race.rest()
 
     def near_first(self, peers: Iterable[PeerId]) -> list[PeerId]:
         """The best first of those that are connected, then of those to be dialled."""

@@ -57,6 +57,7 @@ from dstore.service.decoding import (
 from dstore.service.fetch import BlockFetcher, Race
 from dstore.service.flights import Flight, Flights, Land
 from dstore.service.race import first_success
+from dstore.service.search import Listing, Search
 from dstore.service.segments import RootSegments
 from dstore.service.sources import Discovery, RootSources
 from dstore.service.stores import Stores
@@ -156,10 +157,12 @@ class RootSession:
             land(("block", cid.multihash), data)
 
         with trio.move_on_after(FETCH_BLOCK_SECONDS), self._fetcher.gather(take) as gathering:
-            segment, holders = await self.segments.listing(cids[0])
+            await self._discovery.manifests(self.sources)
+            found = await Search(self.sources, self.segments, cids[0], 0.0, _as_it_is).find()
+            segment = found.segment
             best = {
                 slot: next(iter(self.segments.near_first(filter(self._is_near, peers))), None)
-                for slot, peers in holders.items()
+                for slot, peers in found.holders.items()
             }
             for cid in cids:
                 stripe, slot = segment.locate.get(cid.multihash, (0, segment.n))
@@ -190,25 +193,20 @@ class RootSession:
             data = await self._guess()
             if data is not None:
                 return data
+        attempt = partial(self._by_listing, cid)
+        direct = partial(self.segments.from_sources, cid)
         failure: DstoreError | None = None
-        useless: set[CID] = set()  # manifests that do not list the block
-        for complete in (False, True):
+        useless: set[CID] = set()
+        for wait in (self._discovery.manifests, self._discovery.everything):
             # First with the manifests that are known already, then with all there are.
-            wait = self._discovery.everything if complete else self._discovery.manifests
-            for manifest in await wait(self.sources):
-                if manifest.cid in useless:
-                    continue
-                try:
-                    return await self._by_manifest(manifest, cid, position)
-                except NotFoundError as error:
-                    useless.add(manifest.cid)
-                    failure = failure or error
-                except (NetworkError, PeerError, DataError) as error:
-                    failure = error
+            await wait(self.sources)
             try:
-                return await self.segments.from_sources(cid)
-            except (NotFoundError, NetworkError, PeerError) as error:
-                failure = failure or error
+                return await Search(
+                    self.sources, self.segments, cid, position, attempt, direct, useless
+                ).find()
+            except (NotFoundError, NetworkError, PeerError, DataError) as error:
+                if failure is None or not isinstance(error, NotFoundError):
+                    failure = error
         if failure is not None and not isinstance(failure, NotFoundError):
             raise failure
         sources = self.sources
@@ -233,36 +231,23 @@ class RootSession:
                 self.segments.load_only()
             return await race.any(likely[first:ROOT_GUESS_PEERS], ROOT_GUESS_SECONDS)
 
-    # --- By manifest -----------------------------------------------------------------------
+    # --- By segment ------------------------------------------------------------------------
 
-    async def _by_manifest(self, manifest: Manifest, cid: CID, position: float) -> bytes:
-        """Through the segment that lists the block.  NotFoundError where none does."""
-        failure: DstoreError | None = None
-        for ref in self.segments.likely_first(manifest, cid, position):
+    async def _by_listing(self, cid: CID, listing: Listing) -> bytes:
+        """The block by a segment that lists it."""
+        segment, stripe, slot = listing.segment, listing.stripe, listing.slot
+        try:
+            data = await self._by_stripe(segment, listing.holders, stripe, slot, cid)
+        except (NetworkError, PeerError, NotFoundError, DataError):
+            # Holders may have changed since the map was made, or those asked for it did not
+            # know all: once more with what everybody knows.
+            holders = await self.segments.refresh(segment)
             try:
-                segment, holders = await self.segments.load(manifest, ref)
-            except (NotFoundError, NetworkError, PeerError, DataError) as error:
-                failure = error  # the block may well be in another one
-                continue
-            place = segment.locate.get(cid.multihash)
-            if place is None:
-                continue
-            stripe, slot = place
-            try:
-                return await self._by_stripe(segment, holders, stripe, slot, cid)
-            except (NetworkError, PeerError, NotFoundError, DataError):
-                # Holders may have changed since the map was made, or those asked for it did
-                # not know all: once more with what everybody knows.
-                holders = await self.segments.refresh(segment)
-            try:
-                return await self._by_stripe(segment, holders, stripe, slot, cid)
+                data = await self._by_stripe(segment, holders, stripe, slot, cid)
             except NotFoundError as error:  # listed, and nobody has it
                 raise Unrecoverable(str(error)) from error
-        if failure is not None and not isinstance(failure, NotFoundError):
-            raise failure
-        if failure is not None:
-            raise Unrecoverable(f"a segment of {manifest.cid} is missing: {failure}") from failure
-        raise NotFoundError(f"manifest {manifest.cid} does not list {cid}")
+        self.segments.helped(segment.cid, listing.manifest)
+        return data
 
     async def _by_stripe(
         self, segment: Segment, holders: Holders, stripe: int, slot: int, cid: CID
@@ -354,3 +339,7 @@ class RootSession:
     async def manifests(self) -> list[Manifest]:
         """The manifests of the root, the search for them begun and waited for."""
         return await self._discovery.manifests(self.sources)
+
+
+async def _as_it_is(listing: Listing) -> Listing:
+    return listing

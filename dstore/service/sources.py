@@ -7,6 +7,7 @@ of the DHT proves nothing: connected peers and the catalog are asked beside it.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -54,7 +55,7 @@ class RootSources:
     `peers` said that they have some of it; `maybe` are connected and were silent about it;
     `silent` were asked and did not answer.
     `manifests` are decoded and are of this root, `named` is who named which (this node by its
-    own id); `changed` is set whenever anything is added.
+    own id), `brought` whose word each was fetched on; `changed` is set whenever anything is added.
     """
 
     root: CID
@@ -62,6 +63,7 @@ class RootSources:
     maybe: dict[PeerId, None] = field(default_factory=dict)
     manifests: dict[CID, Manifest] = field(default_factory=dict)
     named: dict[CID, set[PeerId]] = field(default_factory=dict)
+    brought: dict[CID, PeerId] = field(default_factory=dict)
     changed: trio.Event = field(default_factory=trio.Event)
     silent: set[PeerId] = field(default_factory=set)
     coming: set[CID] = field(default_factory=set)  # manifests that are being fetched
@@ -71,6 +73,31 @@ class RootSources:
     def by_agreement(self) -> list[Manifest]:
         """The manifests, those that most peers named first: an invented one comes last."""
         return sorted(self.manifests.values(), key=lambda one: -len(self.named.get(one.cid, ())))
+
+    def has_room(self, peer: PeerId) -> bool:
+        """Whether one more may be fetched on the peer's word: while there are too many, those
+        of the peers that brought most make room, down to an equal share for each."""
+        shares = Counter(self.brought.values())
+        return len(self.manifests) < MANIFESTS_TRIED_MAX or max(shares.values()) > shares[peer] + 1
+
+    def add(self, peer: PeerId, manifest: Manifest) -> bool:
+        """Keep a manifest of this root that the peer named; whether it is kept."""
+        if manifest.cid not in self.manifests:
+            if not self.has_room(peer):
+                return False
+            if len(self.manifests) >= MANIFESTS_TRIED_MAX:
+                self._make_room()
+            self.manifests[manifest.cid] = manifest
+            self.brought[manifest.cid] = peer
+        self.named.setdefault(manifest.cid, set()).add(peer)
+        return True
+
+    def _make_room(self) -> None:
+        """Of a peer that brought most: what fewest named, of that what came last."""
+        shares = Counter(self.brought.values())
+        crowd = [cid for cid, by in self.brought.items() if shares[by] == max(shares.values())]
+        worst = min(reversed(crowd), key=lambda cid: len(self.named[cid]))
+        del self.manifests[worst], self.brought[worst], self.named[worst]
 
     def notify(self) -> None:
         """Wake everybody who waits for news."""
@@ -177,18 +204,20 @@ class Discovery:
     async def _from_catalog(self, sources: RootSources) -> None:
         """What this node knows itself, as owner or as holder."""
 
+        own = self._network.peer_id
+
         def work() -> list[Manifest]:
             found = []
-            for row in self._stores.catalog.manifests_of(sources.root)[-MANIFESTS_TRIED_MAX:]:
+            named = self._stores.catalog.manifests_named(sources.root, MANIFESTS_PER_PEER_MAX)
+            for cid in named:
                 try:
-                    found.append(Manifest.decode(self._stores.blocks.get(row.manifest)))
+                    found.append(Manifest.decode(self._stores.blocks.get(cid)))
                 except (NotFoundError, CorruptStore, DataError):
                     continue
             return found
 
         for manifest in await self._runtime.workers.run(work):
-            sources.manifests[manifest.cid] = manifest
-            sources.named.setdefault(manifest.cid, set()).add(self._network.peer_id)
+            sources.add(own, manifest)
         sources.notify()
 
     async def _ask(self, sources: RootSources, peer: PeerId, provider: bool) -> None:
@@ -212,31 +241,29 @@ class Discovery:
             await self._take(sources, peer, answer.manifests)
 
     async def _take(self, sources: RootSources, peer: PeerId, cids: Sequence[CID]) -> None:
-        """Fetch what the peer named; one peer cannot crowd out what others name."""
-        for cid in cids[-MANIFESTS_PER_PEER_MAX:]:
-            known = cid in sources.manifests
-            if not known and len(sources.manifests) < MANIFESTS_TRIED_MAX:
-                known = await self._take_one(sources, peer, cid)
-            if known:
-                sources.named.setdefault(cid, set()).add(peer)
+        """Fetch what the peer named first; it cannot crowd out what others name."""
+        for cid in cids[:MANIFESTS_PER_PEER_MAX]:
+            if cid not in sources.manifests and not sources.has_room(peer):
+                continue
+            manifest = sources.manifests.get(cid) or await self._take_one(sources, peer, cid)
+            if manifest is not None and sources.add(peer, manifest):
                 sources.notify()
 
-    async def _take_one(self, sources: RootSources, peer: PeerId, cid: CID) -> bool:
-        """One manifest from a peer that named it, unless it comes from another just now."""
+    async def _take_one(self, sources: RootSources, peer: PeerId, cid: CID) -> Manifest | None:
+        """One manifest from a peer that named it, unless it comes from another just now; None
+        where the peer does not send it, or it is of another root."""
         with trio.move_on_after(HEDGE_SECONDS_UNKNOWN):
             while cid in sources.coming:
                 await sources.changed.wait()
         if cid in sources.manifests:
-            return True
+            return sources.manifests[cid]
         sources.coming.add(cid)
         try:
             data = await self._fetcher.fetch([peer], cid, BLOCK_BYTES_MAX // 8)
             manifest = await self._runtime.workers.run(Manifest.decode, data)
         except (NetworkError, PeerError, NotFoundError, DataError):
-            return False
+            return None
         finally:
             sources.coming.discard(cid)
             sources.notify()
-        if manifest.root.multihash == sources.root.multihash:
-            sources.manifests[cid] = manifest
-        return cid in sources.manifests
+        return manifest if manifest.root.multihash == sources.root.multihash else None

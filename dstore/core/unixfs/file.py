@@ -111,7 +111,7 @@ def children_in_range(file: File, offset: int, length: int) -> list[Extent]:
     for child in file.children:
         if start >= stop:
             break
-        if child.size and start + child.size > offset:
+        if max(start, offset) < min(start + child.size, stop):
             found.append(Extent(child.cid, start, child.size))
         start += child.size
     return found

@@ -19,7 +19,7 @@ from typing import Final
 
 from dstore.core.cid import CID
 from dstore.errors import MalformedBlock, NotFoundError
-from dstore.storage.catalog.owner import root_key
+from dstore.storage.catalog.owner import forget_manifests_with, root_key
 from dstore.storage.catalog.references import ReferenceTables, mark_released
 from dstore.storage.database import Database
 from dstore.storage.records import (
@@ -158,6 +158,7 @@ class HolderTables(ReferenceTables):
             )
             if len(doomed) == len(rows):
                 mark_released(connection, ReferenceKind.SLOT, slot_key(segment, slot))
+            forget_manifests_with(connection, segment)
             if self._records is not None:  # before the commit: none outlives its row
                 for one in doomed:
                     self._records.delete(RecordKind.LEASE, held_slot_key(segment, slot, one))

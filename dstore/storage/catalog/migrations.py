@@ -72,6 +72,8 @@ _V2: Final = (
     # What is still to come of a reserved slot: the rest takes up its room already.
     "ALTER TABLE held_slots ADD COLUMN missing INTEGER NOT NULL DEFAULT 0",
     "UPDATE held_slots SET missing = bytes WHERE state = 'reserved'",
+    # How much is held under a manifest, and whether anything still is.
+    "CREATE INDEX held_slots_manifest ON held_slots (manifest, state, bytes)",
 )
 
 CATALOG_STEPS: Final[tuple[tuple[str, ...], ...]] = (_V1, _V2)

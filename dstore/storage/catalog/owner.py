@@ -7,12 +7,28 @@ else can be asked when the DHT is silent.
 from __future__ import annotations
 
 import sqlite3
+from typing import Final
 
 from dstore.core.cid import CID
 from dstore.core.peerid import PeerId
 from dstore.storage.database import Database
 from dstore.storage.records import RecordFiles, RecordKind, pack_pin
-from dstore.storage.rows import ManifestRow, PinRow, Placement
+from dstore.storage.rows import ManifestRow, PinRow, Placement, ReferenceKind
+
+# Of a row of `manifests`.  Its CID is of version 1, dag-cbor: two bytes, then the multihash.
+_OWN: Final = (
+    "EXISTS (SELECT 1 FROM block_references JOIN reference_sets ON reference_sets.id = set_id"  # noqa: S608 (constants)
+    f" WHERE multihash = substr(manifests.manifest, 3) AND kind = {int(ReferenceKind.LOCAL_PIN):d}"
+    " AND released = 0)"
+)
+# A slot may be wanted under other manifests than the one that its row names: equal subtrees
+# share segments.
+_KEPT: Final = (
+    "EXISTS (SELECT 1 FROM held_slots WHERE held_slots.manifest = manifests.manifest)"  # noqa: S608
+    f" OR {_OWN}"
+    " OR EXISTS (SELECT 1 FROM manifest_segments JOIN held_slots USING (segment)"
+    " WHERE manifest_id = manifests.id)"
+)
 
 
 def root_key(root: CID) -> bytes:
@@ -126,12 +142,29 @@ class OwnerTables:
             ).fetchall()
             return [_manifest(connection, row) for row in rows]
 
-    def delete_manifest(self, root: CID, manifest: CID) -> None:
-        """Forget that the manifest is one of the root's."""
-        with self._db.transaction() as connection:
+    def manifests_named(self, root: CID, count: int) -> list[CID]:
+        """At most `count` manifests of the root, in turns the one of which most bytes are held
+        here (all of a pin's own) and the one known for longest.  To come before the true one,
+        an invented one must have been brought first or cost as many bytes."""
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                "SELECT manifest FROM (SELECT manifest, row_number() OVER (ORDER BY id) AS age,"  # noqa: S608
+                " row_number() OVER (ORDER BY held DESC, id) AS size FROM"
+                f" (SELECT id, manifest, CASE WHEN {_OWN} THEN bytes ELSE"
+                " (SELECT coalesce(sum(held_slots.bytes), 0) FROM held_slots"
+                " WHERE held_slots.manifest = manifests.manifest AND state = 'held')"
+                " END AS held FROM manifests WHERE root_key = ?))"
+                " ORDER BY min(age, size), size LIMIT ?",
+                (root_key(root), count),
+            ).fetchall()
+        return [CID.from_bytes(manifest) for (manifest,) in rows]
+
+    def forget_manifests(self, root: CID) -> None:
+        """Forget those of the root that neither a slot here nor a pin keeps."""
+        with self._db.transaction(durable=False) as connection:
             connection.execute(
-                "DELETE FROM manifests WHERE root_key = ? AND manifest = ?",
-                (root_key(root), manifest.binary),
+                f"DELETE FROM manifests WHERE root_key = ? AND NOT ({_KEPT})",  # noqa: S608
+                (root_key(root),),
             )
 
     def roots_with_segment(self, segment: CID) -> list[CID]:
@@ -221,6 +254,16 @@ class OwnerTables:
                 "DELETE FROM placements WHERE segment = ? AND slot = ? AND peer = ?",
                 (segment.binary, slot, peer.binary),
             )
+
+
+def forget_manifests_with(connection: sqlite3.Connection, segment: CID) -> None:
+    """Within a transaction: forget the manifests that list the segment and that neither a slot
+    here nor a pin keeps."""
+    connection.execute(
+        "DELETE FROM manifests WHERE id IN"  # noqa: S608 (constants)
+        f" (SELECT manifest_id FROM manifest_segments WHERE segment = ?) AND NOT ({_KEPT})",
+        (segment.binary,),
+    )
 
 
 def _pin(row: tuple[bytes, str, str | None, float, float | None, int, int, bytes]) -> PinRow:

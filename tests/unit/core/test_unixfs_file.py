@@ -156,6 +156,7 @@ def test_memory_does_not_grow_with_the_file() -> None:
     [
         (0, 0, []),
         (0, 3, []),
+        (5, 0, []),
         (0, 4, [0]),
         (2, 2, [0]),
         (3, 4, [0]),

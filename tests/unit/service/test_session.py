@@ -345,11 +345,11 @@ def test_a_catalog_that_fails_ends_the_search_and_not_the_node(
             result = await cluster[0].add_stream(stream(b"x" * 1000))
             catalog = cluster[3].stores.catalog
 
-            def fail(root: CID) -> None:
+            def fail(root: CID, count: int) -> None:
                 raise NodeError("the disk is gone")
 
             with monkeypatch.context() as patch:
-                patch.setattr(catalog, "manifests_of", fail)
+                patch.setattr(catalog, "manifests_named", fail)
                 with trio.fail_after(60), pytest.raises(DstoreError):
                     await read(cluster, 3, CID.of(RAW, b"nobody has this"))
             cluster[3]._retriever.forget(result.cid)

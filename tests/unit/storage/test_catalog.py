@@ -201,7 +201,7 @@ class TestOwner:
         assert catalog.manifests_of(cid("unknown")) == []
         assert set(catalog.roots_with_segment(SEGMENT)) == {ROOT, OTHER}
         assert set(catalog.roots_with_segment(OTHER)) == {ROOT, OTHER}
-        catalog.delete_manifest(OTHER, MANIFEST)
+        catalog.forget_manifests(OTHER)
         assert catalog.roots_with_segment(SEGMENT) == [ROOT]
 
     def test_placements(self, catalog: Catalog) -> None:
