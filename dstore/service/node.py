@@ -47,6 +47,7 @@ from dstore.service.faults import Faults
 from dstore.service.fetch import open_fetcher
 from dstore.service.gate import Gate
 from dstore.service.holder import HolderOptions, LocalHolder
+from dstore.service.holdings import Holdings
 from dstore.service.homestores import init_home, open_stores
 from dstore.service.keeper import Keeper
 from dstore.service.peerlabels import Claims, label_workers
@@ -296,6 +297,7 @@ async def assemble(
         trio.open_nursery() as nursery,
     ):
         candidates = CandidateFinder(network, routing, client, stores, runtime)
+        holdings = Holdings(network, client, stores, runtime)
         reprovider = Reprovider(routing, stores, runtime)
         holder = LocalHolder(
             stores, network, identity, runtime, _holder_options(options), reprovider.provide_soon
@@ -303,17 +305,12 @@ async def assemble(
         serve_fragments(network, holder, runtime, faults.report)
         discovery = Discovery(network, routing, client, fetcher, stores, runtime, nursery)
         cache = BlockCache(options.memory_cache_bytes)
-
-        def new_session(root: CID) -> RootSession:
-            return RootSession(
-                root, discovery, fetcher, client, network, stores, cache, runtime, nursery
-            )
-
         publisher = Publisher(
             stores,
             network,
             routing,
             candidates,
+            holdings,
             Uploader(network, client, holder, stores, runtime),
             reprovider,
             owner,
@@ -330,8 +327,12 @@ async def assemble(
             network,
             routing,
             publisher,
-            Retriever(new_session),
-            StatusReader(network, client, candidates, stores, runtime, domains),
+            Retriever(
+                lambda root: RootSession(
+                    root, discovery, fetcher, client, network, stores, cache, runtime, nursery
+                )
+            ),
+            StatusReader(network, holdings, candidates, stores, runtime, domains),
             PeerList(network, candidates, stores, runtime),
             Pins(stores, network, client, holder.leases, owner, runtime),
             workers,

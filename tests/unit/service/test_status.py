@@ -10,6 +10,7 @@ import trio
 
 from dstore.core.cid import CID, RAW
 from dstore.errors import NotFoundError
+from dstore.limits import KEEPER_SECONDS
 from dstore.service.progress import AddOptions, RootStatus
 from dstore.testing.cluster import Cluster, open_cluster
 from dstore.testing.deterministic import run_deterministic
@@ -115,6 +116,23 @@ def test_a_silent_holder_is_waited_for_once() -> None:
             status = await cluster[0].status(root)
             assert trio.current_time() - begin < 20
             assert slot_states(status)[2] == "away"
+
+    run_deterministic(1, main)
+
+
+def test_the_longer_leases_that_holders_tell_of_are_noted() -> None:
+    """They extend them without telling; a month later, silence is still no loss."""
+
+    async def main() -> None:
+        async with open_cluster(7) as cluster:
+            root, placed = await add(cluster)
+            for day in (16, 32):
+                for one in cluster.nodes.values():
+                    one.clock.ahead = day * 86_400
+                await trio.sleep(KEEPER_SECONDS)
+            assert (await cluster[0].status(root)).state == "healthy"
+            cluster.hub.pause(cluster.peer(placed[2]))
+            assert slot_states(await cluster[0].status(root))[2] == "away"
 
     run_deterministic(1, main)
 
