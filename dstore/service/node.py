@@ -50,6 +50,7 @@ from dstore.service.holder import HolderOptions, LocalHolder
 from dstore.service.holdings import Holdings
 from dstore.service.homestores import init_home, open_stores
 from dstore.service.keeper import Keeper
+from dstore.service.leasenotes import LeaseNotes
 from dstore.service.peerlabels import Claims, label_workers
 from dstore.service.peers import PeerList
 from dstore.service.pins import Pins
@@ -305,20 +306,9 @@ async def assemble(
         serve_fragments(network, holder, runtime, faults.report)
         discovery = Discovery(network, routing, client, fetcher, stores, runtime, nursery)
         cache = BlockCache(options.memory_cache_bytes)
-        publisher = Publisher(
-            stores,
-            network,
-            routing,
-            candidates,
-            holdings,
-            Uploader(network, client, holder, stores, runtime),
-            reprovider,
-            owner,
-            runtime,
-            PublishOptions(options.pin_seconds, domains, options.stores_slots),
-        )
         keeper = Keeper(stores, holder.leases, runtime)
-        workers = [reprovider.worker, keeper.worker, Worker("faults", faults.step)]
+        notes = LeaseNotes(holdings, stores, owner.public, runtime)
+        workers = [reprovider.worker, keeper.worker, notes.worker, Worker("faults", faults.step)]
         workers += await label_workers(network, candidates, stores, runtime, claims)
         await _begin(workers, nursery, routing, stores, runtime)
         gate = Gate()
@@ -326,7 +316,18 @@ async def assemble(
             stores,
             network,
             routing,
-            publisher,
+            Publisher(
+                stores,
+                network,
+                routing,
+                candidates,
+                holdings,
+                Uploader(network, client, holder, stores, runtime),
+                reprovider,
+                owner,
+                runtime,
+                PublishOptions(options.pin_seconds, domains, options.stores_slots),
+            ),
             Retriever(
                 lambda root: RootSession(
                     root, discovery, fetcher, client, network, stores, cache, runtime, nursery
