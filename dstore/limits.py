@@ -343,6 +343,7 @@ PEER_COOL_OFF_SECONDS_MAX: Final = 300
 PEERS_LISTED_MAX: Final = 1000
 KEEPER_SECONDS: Final = 600
 KEEPER_SLOTS_PER_STEP: Final = 1000
+LEASE_NOTES_PER_STEP: Final = 256  # segments whose holders an owner asks
 ORPHANS_WALKED_PER_STEP: Final = 20_000  # blocks looked at: a fraction of a second
 ORPHANS_REMEMBERED_MAX: Final = 100_000  # more wait for the next round
 ORPHAN_SECONDS: Final = 86_400  # so long a repeated add finds what a killed one stored

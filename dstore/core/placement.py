@@ -200,6 +200,7 @@ def assign(
     copies: int = 1,
     avoid: Collection[PeerId] = (),
     group: bytes | None = None,
+    stored: Mapping[int, Collection[PeerId]] | None = None,
 ) -> Assignment:
     """Find holders for the slots that `placed` does not cover with `copies` peers yet.
 
@@ -208,9 +209,11 @@ def assign(
     domains where there are several.  Among equals the rendezvous hash of (group or segment,
     slot, peer) decides, so that a peer's coming or going moves few slots.  Peers of `avoid`,
     with a low score or too little space get nothing new; holders in `placed` that are not
-    among the candidates count as one unverified domain.
+    among the candidates count as one unverified domain.  Peers of `stored` have the bytes of
+    the slot already: they need no space for it, and come first among equals.
     """
     key = group if group is not None else segment.multihash
+    has = stored or {}
     spread = _Spread(key, candidates, code, frozenset(avoid))
     needed = sorted((need for need in slots if need.bytes > 0), key=lambda n: (-n.bytes, n.slot))
     holders: dict[int, list[PeerId]] = {need.slot: [] for need in needed}
@@ -218,17 +221,18 @@ def assign(
         for peer in sorted(set(peers)):
             holders.setdefault(slot, []).append(peer)
             spread.hold(peer)
-    spread.choose_order(len(holders))
+    spread.choose_order(len(holders), {peer for peers in has.values() for peer in peers})
     new: dict[int, list[PeerId]] = {}
     for number in range(copies):
         for need in needed:
             if len(holders[need.slot]) > number:
                 continue
-            found = spread.best(need, holders[need.slot])
+            here = has.get(need.slot, ())
+            found = spread.best(need, holders[need.slot], here)
             if found is not None:
                 holders[need.slot].append(found)
                 new.setdefault(need.slot, []).append(found)
-                spread.hold(found, need.bytes)
+                spread.hold(found, 0 if found in here else need.bytes)
     return Assignment(
         {slot: tuple(holders[slot]) for slot in sorted(holders)},
         {slot: tuple(new[slot]) for slot in sorted(new)},
@@ -270,9 +274,11 @@ class _Spread:
     def domain(self, peer: PeerId) -> str:
         return self._domain_of.get(peer, UNVERIFIED)
 
-    def choose_order(self, slots: int) -> None:
+    def choose_order(self, slots: int, storing: Collection[PeerId]) -> None:
         """Whether domains can be spread so that the loss of any one is survived."""
-        usable = {self.domain(c.peer) for c in self._eligible if c.free_bytes > 0}
+        usable = {
+            self.domain(c.peer) for c in self._eligible if c.free_bytes > 0 or c.peer in storing
+        }
         domains = usable | self._in_domain.keys()
         self._domains_first = len(domains) * self._per_domain_max >= slots
 
@@ -282,8 +288,11 @@ class _Spread:
         if taken_bytes:
             self._free[peer] -= taken_bytes
 
-    def best(self, need: SlotNeed, holders: Sequence[PeerId]) -> PeerId | None:
-        """The peer to hold one more copy of the slot; None where nobody can."""
+    def best(
+        self, need: SlotNeed, holders: Sequence[PeerId], stored: Collection[PeerId]
+    ) -> PeerId | None:
+        """The peer to hold one more copy of the slot, which those of `stored` have; None where
+        nobody can."""
         taken = {self.domain(peer) for peer in holders}
 
         def burden(candidate: Candidate) -> tuple[int, int, int, int]:
@@ -295,14 +304,15 @@ class _Spread:
         able = [
             (burden(candidate), candidate.peer)
             for candidate in self._eligible
-            if self._free[candidate.peer] >= need.bytes and candidate.peer not in holders
+            if (self._free[candidate.peer] >= need.bytes or candidate.peer in stored)
+            and candidate.peer not in holders
         ]
         if not able:
             return None
         least = min(able)[0]
         return min(
             (peer for weight, peer in able if weight == least),
-            key=lambda peer: _preference(self._key, need.slot, peer),
+            key=lambda peer: (peer not in stored, _preference(self._key, need.slot, peer)),
         )
 
 

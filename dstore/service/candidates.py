@@ -61,7 +61,7 @@ class CandidateFinder:
         self._client = client
         self._stores = stores
         self._runtime = runtime
-        # Who said what lately; None for a peer that takes no slots.
+        # Who said what lately; None for a peer that is no storage node.
         self._told: OrderedDict[PeerId, tuple[float, Candidate | None]] = OrderedDict()
         self.on_hello: Callable[[PeerId, Sequence[str]], None] = lambda *_: None
         """Called with what each peer that answers announces of its failure domains."""
@@ -110,7 +110,7 @@ class CandidateFinder:
     async def _ask_all(
         self, targets: Sequence[PeerAddresses], found: dict[PeerId, Candidate]
     ) -> None:
-        """Add those who answer and take slots to `found`."""
+        """Add the storage nodes among those who answer to `found`."""
         begun = trio.current_time()
         news, ended = trio.open_memory_channel[float](CANDIDATES_MAX)
 
@@ -142,7 +142,7 @@ class CandidateFinder:
                     nursery.start_soon(self._ask, PeerAddresses(peer), {})
 
     async def _ask(self, target: PeerAddresses, found: dict[PeerId, Candidate]) -> bool:
-        """Whether the peer answered; added to `found` where it takes slots."""
+        """Whether the peer answered; added to `found` where it is a storage node."""
         if target.addresses:
             self._network.remember(target)
         try:
@@ -152,7 +152,7 @@ class CandidateFinder:
         self.on_hello(target.peer, hello.domains)
         addresses = tuple(self._network.known_addresses(target.peer))
         await self._remember(target.peer, addresses, hello)
-        if hello.role is wire.Role.STORAGE and hello.free_bytes > 0:
+        if hello.role is wire.Role.STORAGE:  # a full one may have the slots already
             found[target.peer] = Candidate(
                 target.peer,
                 peer_domains(addresses, hello.domains),

@@ -285,7 +285,8 @@ class LocalHolder:
         )
         known = catalog.held_slot(row.segment, row.slot, row.owner)
         already_reserved = known.missing if known is not None else 0
-        if missing_bytes > self._free_bytes() + already_reserved:
+        # What is here already fits, however full the node is.
+        if missing_bytes > max(0, self._free_bytes() + already_reserved):
             raise Refused(f"no room for {missing_bytes} bytes", wire.Refusal.FULL)
         if not catalog.put_pin_record(
             record.owner, record.root, record.seq, float(record.expires), offer.pin_record

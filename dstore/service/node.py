@@ -47,8 +47,10 @@ from dstore.service.faults import Faults
 from dstore.service.fetch import open_fetcher
 from dstore.service.gate import Gate
 from dstore.service.holder import HolderOptions, LocalHolder
+from dstore.service.holdings import Holdings
 from dstore.service.homestores import init_home, open_stores
 from dstore.service.keeper import Keeper
+from dstore.service.leasenotes import LeaseNotes
 from dstore.service.peerlabels import Claims, label_workers
 from dstore.service.peers import PeerList
 from dstore.service.pins import Pins
@@ -296,6 +298,7 @@ async def assemble(
         trio.open_nursery() as nursery,
     ):
         candidates = CandidateFinder(network, routing, client, stores, runtime)
+        holdings = Holdings(network, client, stores, runtime)
         reprovider = Reprovider(routing, stores, runtime)
         holder = LocalHolder(
             stores, network, identity, runtime, _holder_options(options), reprovider.provide_soon
@@ -303,25 +306,9 @@ async def assemble(
         serve_fragments(network, holder, runtime, faults.report)
         discovery = Discovery(network, routing, client, fetcher, stores, runtime, nursery)
         cache = BlockCache(options.memory_cache_bytes)
-
-        def new_session(root: CID) -> RootSession:
-            return RootSession(
-                root, discovery, fetcher, client, network, stores, cache, runtime, nursery
-            )
-
-        publisher = Publisher(
-            stores,
-            network,
-            routing,
-            candidates,
-            Uploader(network, client, holder, stores, runtime),
-            reprovider,
-            owner,
-            runtime,
-            PublishOptions(options.pin_seconds, domains, options.stores_slots),
-        )
         keeper = Keeper(stores, holder.leases, runtime)
-        workers = [reprovider.worker, keeper.worker, Worker("faults", faults.step)]
+        notes = LeaseNotes(holdings, stores, owner.public, runtime)
+        workers = [reprovider.worker, keeper.worker, notes.worker, Worker("faults", faults.step)]
         workers += await label_workers(network, candidates, stores, runtime, claims)
         await _begin(workers, nursery, routing, stores, runtime)
         gate = Gate()
@@ -329,9 +316,24 @@ async def assemble(
             stores,
             network,
             routing,
-            publisher,
-            Retriever(new_session),
-            StatusReader(network, client, candidates, stores, runtime, domains),
+            Publisher(
+                stores,
+                network,
+                routing,
+                candidates,
+                holdings,
+                Uploader(network, client, holder, stores, runtime),
+                reprovider,
+                owner,
+                runtime,
+                PublishOptions(options.pin_seconds, domains, options.stores_slots),
+            ),
+            Retriever(
+                lambda root: RootSession(
+                    root, discovery, fetcher, client, network, stores, cache, runtime, nursery
+                )
+            ),
+            StatusReader(network, holdings, candidates, stores, runtime, domains),
             PeerList(network, candidates, stores, runtime),
             Pins(stores, network, client, holder.leases, owner, runtime),
             workers,

@@ -7,7 +7,7 @@ thing again finds what is stored and what holders acknowledged, and does the res
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +19,30 @@ from dstore.core.guarantee import Guarantee, describe, worst
 from dstore.core.manifest import Code, Manifest, Segment
 from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import PinRecord, open_pin_record
-from dstore.core.placement import Candidate, choose_code, domain_components, group_key, lacking
-from dstore.errors import CallerError, InsufficientPeers, ProtocolViolation
-from dstore.limits import ANNOUNCE_POLL_SECONDS, ANNOUNCE_SECONDS, RECORD_MANIFESTS_MAX
+from dstore.core.placement import Candidate, choose_code, domain_components, group_key
+from dstore.errors import (
+    CallerError,
+    CorruptStore,
+    DataError,
+    InsufficientPeers,
+    NotFoundError,
+    ProtocolViolation,
+)
+from dstore.limits import (
+    ANNOUNCE_POLL_SECONDS,
+    ANNOUNCE_SECONDS,
+    HELLO_KEPT_SECONDS,
+    RECORD_MANIFESTS_MAX,
+)
 from dstore.network.routing import Routing
 from dstore.network.streams import Network
 from dstore.runtime import Runtime
 from dstore.service.candidates import CandidateFinder
 from dstore.service.encoding import Encoded, encode_root
+from dstore.service.holdings import Holdings
 from dstore.service.importing import Imported
 from dstore.service.localadd import Import, Operation, add_locally
+from dstore.service.outcome import Outcome, Standing, standing, worst_standing
 from dstore.service.progress import AddOptions, AddResult, GuaranteeStatus, Progress, Report
 from dstore.service.reprovide import Reprovider
 from dstore.service.restore import manifest_row
@@ -60,6 +74,7 @@ class Publisher:
         network: Network,
         routing: Routing,
         candidates: CandidateFinder,
+        holdings: Holdings,
         uploader: Uploader,
         announcer: Reprovider,
         owner: SigningKey,
@@ -70,6 +85,7 @@ class Publisher:
         self._network = network
         self._routing = routing
         self._candidates = candidates
+        self._holdings = holdings
         self._uploader = uploader
         self._announcer = announcer
         self._owner = owner
@@ -112,42 +128,52 @@ class Publisher:
                 guarantee=GuaranteeStatus(0, 0, "the CID itself says all there is"),
                 warnings=imported.warnings,
             )
+        asked_at = trio.current_time()
         remote = await self._candidates.find(root.multihash)
-        candidates, code = self._choose(remote, options)
-        if not remote:
+        takers = await self._takers(root, remote)
+        if not takers:
+            nobody = "no other storage node " + ("has room" if remote else "answered")
             if options.require_guarantee > 0:
-                raise InsufficientPeers(
-                    "no other storage node answered; the file is stored here only"
-                )
+                raise InsufficientPeers(f"{nobody}; the file is stored here only")
             self._announcer.provide_soon(root)
             return AddResult(
                 root,
                 imported.size,
                 guarantee=GuaranteeStatus(0, 0, "one copy, on this node"),
-                warnings=(*imported.warnings, "no other storage node answered: stored here only"),
+                warnings=(*imported.warnings, f"{nobody}: stored here only"),
             )
+        code = self._choose(takers, options)
         async with Operation("protect", self._stores, self._runtime) as save:
             encoded = await encode_root(
                 root, code, self._stores.blocks, save, self._runtime.workers, report
             )
+            if trio.current_time() - asked_at > HELLO_KEPT_SECONDS:  # some may have left since
+                remote = await self._candidates.find(root.multihash)
+            candidates = self._with_own(remote)
             await self._check_plan(encoded, candidates, options)
             record, new = await self._name(encoded, options)
-            placed, reached = await self._place(encoded, record, candidates, report, confirm=new)
-        protected = all(one.complete for one in placed)
-        await self._finish_pin(encoded, record, protected, options)
+            outcome = await self._place(encoded, record, candidates, report, confirm=new)
+        manifest, reached, protected = encoded.manifest, outcome.standing.reached, outcome.protected
+        warnings = outcome.warnings()
+        before = await self._before(encoded, outcome, candidates, options)
+        if before is None:
+            await self._finish_pin(encoded, record, protected, options)
+        else:
+            (manifest, reached), protected = before, True
+            warnings = outcome.warnings_kept(manifest.code, reached)
         await self._announce(root, report, confirm=protected)
         if reached.peers < options.require_guarantee:
-            raise InsufficientPeers(_too_little(root, placed, reached, options.require_guarantee))
+            raise InsufficientPeers(outcome.too_little(root, reached, options.require_guarantee))
         return AddResult(
             root,
             imported.size,
-            manifest=encoded.manifest.cid,
-            code=(code.k, code.m),
+            manifest=manifest.cid,
+            code=(manifest.code.k, manifest.code.m),
             protected=protected,
             guarantee=GuaranteeStatus(
                 max(0, reached.peers), max(0, reached.domains), describe(reached)
             ),
-            warnings=(*imported.warnings, *_warnings(placed, reached, code, protected)),
+            warnings=(*imported.warnings, *warnings),
         )
 
     async def _check_plan(
@@ -160,7 +186,7 @@ class Publisher:
 
         def work() -> Guarantee:
             return _worst(
-                offer.guarantee(offer.assign(self._leased(offer)).holders)
+                offer.guarantee(offer.assign(offer.worth_keeping()).holders)
                 for offer in self._offers(encoded.manifest, b"", candidates)
             )
 
@@ -172,17 +198,31 @@ class Publisher:
                 "here only"
             )
 
-    def _choose(
-        self, remote: Sequence[Candidate], options: AddOptions
-    ) -> tuple[list[Candidate], Code]:
-        """The candidates and the code.  This node comes last among them: it takes a slot only
-        where no other failure domain is free, and the copy that it keeps anyway is none."""
+    async def _takers(self, root: CID, remote: Sequence[Candidate]) -> list[Candidate]:
+        """Those with room, and those that need none: they have slots of the root already."""
+
+        def holders() -> set[PeerId]:
+            catalog = self._stores.catalog
+            segments = (cid for row in catalog.manifests_of(root) for cid in row.segments)
+            return {row.peer for cid in segments for row in catalog.placements(cid)}
+
+        holding: set[PeerId] = set()
+        if any(one.free_bytes <= 0 for one in remote):
+            holding = await self._runtime.workers.run(holders)
+        return [one for one in remote if one.free_bytes > 0 or one.peer in holding]
+
+    def _choose(self, takers: Sequence[Candidate], options: AddOptions) -> Code:
+        if options.code:
+            return _code(options.code)
+        return choose_code(len(set(domain_components(self._with_own(takers)).values())))
+
+    def _with_own(self, remote: Sequence[Candidate]) -> list[Candidate]:
+        """The candidates.  This node comes last among them: it takes a slot only where no other
+        failure domain is free, and the copy that it keeps anyway is none."""
+        if not self._options.stores_slots:
+            return list(remote)
         own = Candidate(self._network.peer_id, self._options.own_domains, 1 << 62, load=1.0)
-        remote_domains = len(set(domain_components(remote).values()))
-        with_own = len(set(domain_components([*remote, own]).values()))
-        domains = with_own if self._options.stores_slots else remote_domains
-        code = _code(options.code) if options.code else choose_code(domains)
-        return [*remote, own] if self._options.stores_slots else list(remote), code
+        return [*remote, own]
 
     async def _name(self, encoded: Encoded, options: AddOptions) -> tuple[bytes, bool]:
         """The catalog learns of the manifest, whose blocks are durable by now; then the pin
@@ -257,6 +297,7 @@ class Publisher:
                 documents={manifest.cid: manifest.block, ref.cid: block},
                 candidates=candidates,
                 group=group_key(manifest.root, offset),
+                stored=self._leased(ref.cid, {candidate.peer for candidate in candidates}),
             )
             offset += ref.bytes
 
@@ -268,11 +309,11 @@ class Publisher:
         report: Report,
         *,
         confirm: bool,
-    ) -> tuple[list[Placed], Guarantee]:
-        """Every segment onto its holders, one segment after the other; what came of each, and
-        the guarantee reached.  A peer that failed one is asked for the next only where the
-        others are too few."""
-        run, done = self._runtime.workers.run, 0
+    ) -> Outcome:
+        """Every segment onto its holders, one segment after the other.  A peer that failed one
+        is asked for the next only where the others are too few.  Those that have a slot
+        already are offered it again with `confirm`, and else asked whether they have it."""
+        run, own, done = self._runtime.workers.run, self._network.peer_id, 0
 
         def stored(size: int) -> None:
             nonlocal done
@@ -281,34 +322,67 @@ class Publisher:
             report(Progress("upload", done, encoded.fragment_bytes))
 
         placed: list[Placed] = []
-        reached: list[Guarantee] = []
+        standings: list[Standing] = []
         failed: set[PeerId] = set()
-        offers = (
-            (offer, self._leased(offer))
-            for offer in self._offers(encoded.manifest, record, candidates)
-        )
-        while (prepared := await run(next, offers, None)) is not None:
-            offer, held = prepared
-            segment = offer.segment
+        silent: set[PeerId] = set()
+        until = (await run(open_pin_record, record, self._runtime.clock.now())).record.expires
+        offers = self._offers(encoded.manifest, record, candidates)
+        while (offer := await run(next, offers, None)) is not None:
             if not confirm:
-                stored(sum(segment.slot_bytes(slot) for slot in held))
+                offer = await self._holdings.confirmed(offer, silent, until)
+                failed |= silent
+            held = await run(offer.worth_keeping)
+            if not confirm:
+                stored(sum(offer.segment.slot_bytes(slot) for slot in held))
             one = await self._uploader.place(offer, held, stored, confirm=confirm, avoid=failed)
+            one.failures.update((peer, "did not answer") for peer in silent - one.failures.keys())
             failed.update(one.failures)
             self._candidates.forget(one.failures)
             placed.append(one)
-            reached.append(offer.guarantee(one.holders))
-        return placed, _worst(reached)
+            standings.append(standing(offer, one.holders, own))
+        return Outcome(encoded.manifest.code, placed, worst_standing(standings))
 
-    def _leased(self, offer: Offer) -> dict[int, tuple[PeerId, ...]]:
-        """In a worker: slots with a lease that runs, at a peer that answered just now, as far
-        as they are well spread there."""
-        alive = {candidate.peer for candidate in offer.candidates}
-        now = self._runtime.clock.now()
+    def _leased(self, segment: CID, alive: Collection[PeerId]) -> dict[int, set[PeerId]]:
+        """In a worker: slots leased to this owner once, at peers of `alive`.  Whether they have
+        them still is for them to say, and for how long: holders extend their leases."""
         held: dict[int, set[PeerId]] = {}
-        for row in self._stores.catalog.placements(offer.segment.cid):
-            if row.lease is not None and row.expires > now and row.peer in alive:
+        for row in self._stores.catalog.placements(segment):
+            if row.lease is not None and row.peer in alive:
                 held.setdefault(row.slot, set()).add(row.peer)
-        return offer.worth_keeping(held)
+        return held
+
+    async def _before(
+        self,
+        encoded: Encoded,
+        outcome: Outcome,
+        candidates: Sequence[Candidate],
+        options: AddOptions,
+    ) -> tuple[Manifest, Guarantee] | None:
+        """The manifest of another code that the pin names, and what may be lost under it, where
+        that protects the root still, and better than what this add came to."""
+        run = self._runtime.workers.run
+        pin = await run(self._stores.catalog.get_pin, encoded.manifest.root)
+        if pin is None or pin.mode != "protected" or pin.manifest in (None, encoded.manifest.cid):
+            return None
+        if outcome.protected and options.code:
+            return None  # as it was asked for
+        try:
+            block = await run(self._stores.blocks.get, pin.manifest)
+            manifest = await run(Manifest.decode, block)
+        except (NotFoundError, CorruptStore, DataError):
+            return None
+        standings: list[Standing] = []
+        silent: set[PeerId] = set()
+        offers = self._offers(manifest, b"", candidates)
+        while (offer := await run(next, offers, None)) is not None:
+            offer = await self._holdings.confirmed(offer, silent, pin.expires or 0.0)
+            standings.append(standing(offer, offer.stored, self._network.peer_id))
+        before = worst_standing(standings)
+        if not before.survives_this_node:
+            return None
+        if outcome.protected and outcome.standing.reached.peers >= before.reached.peers:
+            return None
+        return manifest, before.reached
 
     async def _finish_pin(
         self, encoded: Encoded, record: bytes, protected: bool, options: AddOptions
@@ -365,43 +439,3 @@ def _code(pair: tuple[int, int]) -> Code:
         return Code(*pair)
     except ValueError as error:
         raise CallerError(str(error)) from error
-
-
-def _too_little(
-    root: CID, placed: Sequence[Placed], reached: Guarantee, required_peers: int
-) -> str:
-    if reached.peers < 0:
-        what = f"{root} is readable on this node only: too few slots found a holder"
-    else:
-        what = f"{root} {describe(reached)}; {required_peers} were required"
-    advice = "what was placed stays: add it again when more storage nodes are there"
-    return "; ".join([what, *_passed_over(placed), advice])
-
-
-def _passed_over(placed: Sequence[Placed]) -> list[str]:
-    failures = {str(peer): why for one in placed for peer, why in one.failures.items()}
-    return [
-        f"passed over: {why if peer in why else f'{peer}: {why}'}" for peer, why in failures.items()
-    ]
-
-
-def _warnings(
-    placed: Sequence[Placed], reached: Guarantee, code: Code, protected: bool
-) -> list[str]:
-    warnings = _passed_over(placed)
-    if not protected:
-        missing = sum(len(lacking(one.assignment, one.holders)) for one in placed)
-        warnings.append(
-            f"not protected: {missing} slots found no holder, the file is here all the same; add "
-            "it again when those passed over are well or more storage nodes are there"
-        )
-    elif reached.peers < 1:
-        warnings.append(
-            "the loss of a single peer may make the file unreadable: more storage nodes are needed"
-        )
-    elif reached.peers < code.m:
-        warnings.append(
-            f"{describe(reached)}; code {code.k}+{code.m} can do more: add again when more storage "
-            "nodes are there"
-        )
-    return warnings

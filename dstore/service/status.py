@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
-import trio
-
 from dstore.core.cid import CID
 from dstore.core.guarantee import Guarantee, describe, guarantee, shapes_of, worst
 from dstore.core.health import SegmentState, SlotState, segment_state, worst_state
@@ -18,13 +16,12 @@ from dstore.core.manifest import Manifest, Segment
 from dstore.core.peerid import PeerId
 from dstore.core.placement import components
 from dstore.core.unixfs import File, parse
-from dstore.errors import DataError, NetworkError, NotFoundError, PeerError
-from dstore.limits import HELLO_SECONDS
-from dstore.network.fragments_client import FragmentsClient
+from dstore.errors import DataError, NotFoundError
 from dstore.network.streams import Network
-from dstore.runtime import Runtime, open_plain_nursery
+from dstore.runtime import Runtime
 from dstore.service.candidates import CandidateFinder, peer_domains
 from dstore.service.decoding import Holders
+from dstore.service.holdings import Holdings
 from dstore.service.progress import GuaranteeStatus, RootStatus, SegmentStatus, SlotStatus
 from dstore.service.session import RootSession
 from dstore.service.stores import Stores
@@ -37,14 +34,14 @@ class StatusReader:
     def __init__(
         self,
         network: Network,
-        client: FragmentsClient,
+        holdings: Holdings,
         candidates: CandidateFinder,
         stores: Stores,
         runtime: Runtime,
         own_domains: frozenset[str],
     ) -> None:
         self._network = network
-        self._client = client
+        self._holdings = holdings
         self._candidates = candidates
         self._stores = stores
         self._runtime = runtime
@@ -62,12 +59,13 @@ class StatusReader:
             manifest = manifests[0]
         if manifest is None:
             return await self._unprotected(session, pin)
+        expires = await self._expires(manifest, pin)
         segments: list[SegmentStatus] = []
         guarantees: list[Guarantee] = []
         silent: set[PeerId] = set()
         for ref in manifest.segments:
             segment, holders = await session.segments.load(manifest, ref)
-            status, promise = await self._segment(segment, holders, silent)
+            status, promise = await self._segment(segment, holders, silent, expires or 0.0)
             segments.append(status)
             guarantees.append(promise)
         reached = worst(guarantees) or Guarantee(0, 0)
@@ -82,7 +80,7 @@ class StatusReader:
                 max(0, reached.peers), max(0, reached.domains), describe(reached)
             ),
             segments=tuple(segments),
-            expires=await self._expires(manifest, pin),
+            expires=expires,
         )
 
     async def _unprotected(self, session: RootSession, pin: PinRow | None) -> RootStatus:
@@ -106,21 +104,14 @@ class StatusReader:
         return max((row.expires for row in rows), default=None)
 
     async def _segment(
-        self, segment: Segment, holders: Holders, silent: set[PeerId]
+        self, segment: Segment, holders: Holders, silent: set[PeerId], wanted_until: float
     ) -> tuple[SegmentStatus, Guarantee]:
         """One segment: its slots as their holders confirm them now.  Peers of `silent` are
-        not waited for again; those that do not answer join them."""
-        live: dict[int, set[PeerId]] = {}
+        not waited for again; those that do not answer join them.  The pin record ends at
+        `wanted_until`, and with it every lease."""
         now = self._runtime.clock.now()
-        for row in await self._runtime.workers.run(self._stores.catalog.held_slots, segment.cid):
-            if row.state == "held" and row.expires > now:
-                live.setdefault(row.slot, set()).add(self._network.peer_id)
-        asked = {peer for peers in holders.values() for peer in peers} - silent
-        silent |= asked  # until they answer
-        with trio.move_on_after(HELLO_SECONDS):
-            async with open_plain_nursery() as nursery:
-                for peer in sorted(asked):
-                    nursery.start_soon(self._ask, peer, segment.cid, live, silent)
+        asked = {peer for peers in holders.values() for peer in peers}
+        live = await self._holdings.ask(segment.cid, asked, silent, wanted_until)
         placements = await self._runtime.workers.run(self._stores.catalog.placements, segment.cid)
         # Who answered, and not with the slot, has lost or dropped it, whatever was promised.
         answered = {self._network.peer_id, *asked} - silent
@@ -146,19 +137,6 @@ class StatusReader:
         holding = {peer for peers in live.values() for peer in peers}
         domains = components(await self._domains(holding))
         return status, guarantee(shapes, live, domains)
-
-    async def _ask(
-        self, peer: PeerId, segment: CID, live: dict[int, set[PeerId]], silent: set[PeerId]
-    ) -> None:
-        try:
-            answer = await self._client.have(peer, [segment])
-        except (NetworkError, PeerError):
-            return
-        silent.discard(peer)
-        for holding in answer.holdings:
-            for held in holding.slots:
-                if held.whole:
-                    live.setdefault(held.slot, set()).add(peer)
 
     async def _domains(self, peers: Collection[PeerId]) -> dict[PeerId, frozenset[str]]:
         """The failure domains of the peers; those never met are asked first."""

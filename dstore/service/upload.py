@@ -50,7 +50,8 @@ Stored = Callable[[int], None]
 @dataclass(frozen=True)
 class Offer:
     """What is offered with every slot of one segment; `owner` is the key that signed
-    `pin_record`, `documents` the blocks of the manifest and the segment."""
+    `pin_record`, `documents` the blocks of the manifest and the segment, `stored` the peers
+    that have slots of it already, as far as is known."""
 
     pin_record: bytes
     owner: bytes
@@ -59,6 +60,7 @@ class Offer:
     documents: Mapping[CID, bytes]
     candidates: Sequence[Candidate]
     group: bytes
+    stored: Mapping[int, Collection[PeerId]] = field(default_factory=dict)
 
     async def load(self, cid: CID) -> bytes:
         """One of the documents, as a holder asks for it."""
@@ -80,16 +82,15 @@ class Offer:
             placed=holders,
             avoid=avoid,
             group=self.group,
+            stored=self.stored,
         )
 
     def guarantee(self, holders: Mapping[int, Collection[PeerId]]) -> Guarantee:
         """What may be lost once the slots have these holders."""
         return guarantee(shapes_of(self.segment), holders, domain_components(self.candidates))
 
-    def worth_keeping(
-        self, held: Mapping[int, Collection[PeerId]]
-    ) -> dict[int, tuple[PeerId, ...]]:
-        """Of what is held already, what leaves the slots as well spread as they could be now:
+    def worth_keeping(self) -> dict[int, tuple[PeerId, ...]]:
+        """Of what is stored already, what leaves the slots as well spread as they could be now:
         peers that took many slots when there were few peers keep their fair share."""
         fresh = self.assign({}).holders
         domain_of = domain_components(self.candidates)
@@ -99,7 +100,7 @@ class Offer:
         in_peer: Counter[PeerId] = Counter()
         in_domain: Counter[str] = Counter()
         kept: dict[int, tuple[PeerId, ...]] = {}
-        for slot, peers in sorted(held.items()):
+        for slot, peers in sorted(self.stored.items()):
             for peer in sorted(peers):
                 domain = domain_of[peer]
                 if in_peer[peer] < per_peer and in_domain[domain] < per_domain:

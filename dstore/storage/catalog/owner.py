@@ -234,6 +234,17 @@ class OwnerTables:
             for segment, slot, expires, lease, last_answered in rows
         ]
 
+    def segments_with_leases(self, until: float, after: CID | None, count: int) -> list[CID]:
+        """Segments with a slot whose lease, as far as is known, ends before `until`: the next
+        `count` in the order of their CIDs' bytes, `after` that one."""
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT segment FROM placements WHERE segment > ?"
+                " AND lease IS NOT NULL AND expires < ? ORDER BY segment LIMIT ?",
+                (after.binary if after is not None else b"", until, count),
+            ).fetchall()
+        return [CID.from_bytes(segment) for (segment,) in rows]
+
     def placement_count(self) -> int:
         """How many slots other peers are known to hold."""
         return self._count("SELECT count(*) FROM placements")

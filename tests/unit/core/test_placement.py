@@ -206,6 +206,20 @@ def test_space_is_counted_down() -> None:
     assert lacking(result, result.holders) == result.unplaced
 
 
+def test_who_has_the_slot_needs_no_space_and_comes_first() -> None:
+    candidates = _candidates(12)
+    full = [Candidate(one.peer, one.domains, 0) for one in candidates[:5]]
+    stored = {slot: [one.peer] for slot, one in enumerate(full)}
+    found = assign(SEGMENT, _needs(FOUR_TWO), [*full, *candidates[5:]], FOUR_TWO, stored=stored)
+    assert {slot: found.holders[slot] for slot in stored} == {
+        slot: tuple(peers) for slot, peers in stored.items()
+    }
+    assert found.holders[5][0] in PEERS[5:]
+    # It has that slot, and room for no other.
+    alone = assign(SEGMENT, _needs(FOUR_TWO), full[:1], FOUR_TWO, stored=stored)
+    assert alone.new == {0: (full[0].peer,)}
+
+
 def test_nobody_there() -> None:
     result = assign(SEGMENT, _needs(FOUR_TWO), [], FOUR_TWO)
     assert result.unplaced == tuple(range(6))

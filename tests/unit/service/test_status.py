@@ -10,6 +10,7 @@ import trio
 
 from dstore.core.cid import CID, RAW
 from dstore.errors import NotFoundError
+from dstore.limits import KEEPER_SECONDS
 from dstore.service.progress import AddOptions, RootStatus
 from dstore.testing.cluster import Cluster, open_cluster
 from dstore.testing.deterministic import run_deterministic
@@ -34,6 +35,14 @@ async def add(cluster: Cluster, size: int = 5_000_000) -> tuple[CID, dict[int, i
 def slot_states(status: RootStatus) -> list[str]:
     (segment,) = status.segments
     return [slot.state for slot in segment.slots]
+
+
+async def extend_leases(cluster: Cluster) -> None:
+    """As holders do every few minutes."""
+    for node in cluster.nodes.values():
+        for worker in node.node.workers:
+            if worker.name == "keeper":
+                await worker.step()
 
 
 def test_from_healthy_to_unreachable() -> None:
@@ -115,6 +124,52 @@ def test_a_silent_holder_is_waited_for_once() -> None:
             status = await cluster[0].status(root)
             assert trio.current_time() - begin < 20
             assert slot_states(status)[2] == "away"
+
+    run_deterministic(1, main)
+
+
+@pytest.mark.parametrize("by", ["status", "adding again", "background"])
+def test_longer_leases_are_noted(by: str) -> None:
+    """Holders extend them without telling; a month later, silence is still no loss."""
+
+    async def main() -> None:
+        async with open_cluster(7) as cluster:
+            root, placed = await add(cluster)
+            for worker in cluster[0].workers:
+                worker.paused = by != "background"
+            for day in (16, 32):
+                for one in cluster.nodes.values():
+                    one.clock.ahead = day * 86_400
+                if by == "background":
+                    await trio.sleep(2 * KEEPER_SECONDS)
+                else:
+                    await extend_leases(cluster)
+            if by == "status":
+                assert (await cluster[0].status(root)).state == "healthy"
+            elif by == "adding again":
+                await cluster[0].add_stream(stream(5_000_000), AddOptions(code=(4, 2)))
+            cluster.hub.pause(cluster.peer(placed[2]))
+            assert slot_states(await cluster[0].status(root))[2] == "away"
+
+    run_deterministic(1, main)
+
+
+def test_a_note_ends_with_the_pin_record_whatever_the_holder_says() -> None:
+    async def main() -> None:
+        async with open_cluster(7) as cluster:
+            options = AddOptions(code=(4, 2), pin_seconds=20 * 86_400)
+            result = await cluster[0].add_stream(stream(5_000_000), options)
+            (pin,) = await cluster[0].pins()
+            segment = (await cluster[0].status(result.cid)).segments[0].segment
+            for number in range(1, 7):
+                catalog = cluster[number].stores.catalog
+                for row in catalog.held_slots():
+                    assert row.lease is not None
+                    far = row.expires + 10**9
+                    catalog.hold_slot(segment, row.slot, row.lease, far, row.updated, row.owner)
+            await cluster[0].status(result.cid)
+            notes = cluster[0].stores.catalog.placements(segment)
+            assert {one.expires for one in notes} == {pin.expires}
 
     run_deterministic(1, main)
 
