@@ -1,8 +1,8 @@
 """How a holder receives one slot: the PutSlot exchange, seen from the serving side.
 
-Fragments are read as fast as they are stored, verified in the workers before they count, and
-made durable in batches of what has arrived.  It decides nothing: whether a slot is taken and
-what its fragments are, the `SlotReception` says, which the service implements.
+Fragments are read as fast as they are stored, verified and made durable in batches of what has
+arrived.  It decides nothing: whether a slot is taken and what its fragments are, the
+`SlotReception` says, which the service implements.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SlotReception(Protocol):
 
     async def store(self, blocks: Sequence[tuple[int, bytes]]) -> None:
         """Make the fragments (stripe index, bytes) durable; on return they survive a power
-        cut.  The caller has checked bytes against `expected`.  Raises StorageFull."""
+        cut.  Raises StorageFull, and HashMismatch where one is not what is `expected`."""
         ...
 
     async def finish(self) -> bytes:
@@ -78,7 +78,7 @@ class Offered(Protocol):
     ) -> SlotReception: ...
 
 
-Arrived = tuple[int, CID, bytes]  # stripe index, what it must be, what came
+Arrived = tuple[int, bytes]  # stripe index, what came
 
 _QUEUE_BLOCKS = 1024  # arrived and not yet stored; the byte budget binds earlier for large ones
 
@@ -154,7 +154,12 @@ class SlotExchange:
             data = await self._link.read_bytes(upload.size)
         finally:
             self._budget.give_back(upload.size)
-        await self._verify([(0, cid, data)])
+        if len(data) <= INLINE_HASH_BYTES:
+            right = cid.verify(data)
+        else:
+            right = await self._workers.run(cid.verify, data)
+        if not right:
+            raise HashMismatch(f"{self._link.peer} sent other bytes than {cid}")
         return data
 
     async def _receive_all(self, reception: SlotReception, wanted: Sequence[int]) -> None:
@@ -182,7 +187,7 @@ class SlotExchange:
                 raise ProtocolViolation(f"{peer} sent {upload.size} bytes for {cid} of {size}")
             await self._budget.take(size + BLOCK_OVERHEAD_BYTES)
             self._unstored_bytes += size + BLOCK_OVERHEAD_BYTES
-            fragment = (stripe, cid, await self._link.read_bytes(size))
+            fragment = (stripe, await self._link.read_bytes(size))
             # Small ones that came in one read go on in one batch.
             try:
                 to_store.send_nowait(fragment)
@@ -195,20 +200,21 @@ class SlotExchange:
         count: int,
         arrived: trio.MemoryReceiveChannel[Arrived],
     ) -> None:
-        """Verify and store whatever has arrived, and say so, until all is stored."""
+        """Store whatever has arrived, and say so, until all is stored."""
         stored = 0
         while stored < count:
             batch = [await arrived.receive()]
-            batch_bytes = len(batch[0][2])
+            batch_bytes = len(batch[0][1])
             while batch_bytes < SLOT_BATCH_BYTES_MAX:
                 try:
                     batch.append(arrived.receive_nowait())
                 except trio.WouldBlock:
                     break
-                batch_bytes += len(batch[-1][2])
-            await self._verify(batch)
+                batch_bytes += len(batch[-1][1])
             try:
-                await reception.store([(stripe, data) for stripe, _, data in batch])
+                await reception.store([(stripe, data) for stripe, data in batch])
+            except HashMismatch as error:
+                raise HashMismatch(f"{self._link.peer} sent {error}") from error
             except (Refused, NodeError, DataError) as error:
                 await self._refuse_halfway(refusing(error), arrived)
             stored += len(batch)
@@ -230,16 +236,3 @@ class SlotExchange:
                 self._budget.give_back(self._unstored_bytes)
                 self._unstored_bytes = 0
         raise ConnectionLost(f"slot refused half-way: {refusal.reason}")
-
-    async def _verify(self, batch: Sequence[Arrived]) -> None:
-        """Raises HashMismatch where a block is not what it must be."""
-        if sum(len(data) for _, _, data in batch) <= INLINE_HASH_BYTES:
-            wrong = _first_wrong(batch)
-        else:
-            wrong = await self._workers.run(_first_wrong, batch)
-        if wrong is not None:
-            raise HashMismatch(f"{self._link.peer} sent other bytes than {wrong}")
-
-
-def _first_wrong(batch: Sequence[Arrived]) -> CID | None:
-    return next((cid for _, cid, data in batch if not cid.verify(data)), None)

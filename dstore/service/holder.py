@@ -23,6 +23,7 @@ from dstore.errors import (
     CorruptStore,
     DataError,
     DstoreError,
+    HashMismatch,
     NotFoundError,
     ProtocolViolation,
     Refused,
@@ -326,7 +327,11 @@ class LocalHolder:
     def store_fragments(
         self, row: HeldSlot, blocks: list[tuple[CID, bytes]], missing_bytes: int
     ) -> None:
-        """In a worker: make fragments of a reserved slot durable; so much is missing then."""
+        """In a worker: make fragments of a reserved slot durable; so much is missing then.
+        Raises HashMismatch where one is not what it must be, and nothing is stored."""
+        for cid, data in blocks:
+            if not cid.verify(data):
+                raise HashMismatch(f"other bytes than {cid}")
         self._stores.blocks.put_many(blocks, read_soon=False)
         now = self._runtime.clock.now()
         self._stores.catalog.touch_reservation(row.segment, row.slot, now, missing_bytes)
@@ -409,6 +414,7 @@ class LocalReception:
         self._fragments = {stripe: (cid, size) for stripe, cid, size in fragments}
         self._wanted = wanted
         self._missing = set(wanted)
+        self._missing_bytes = sum(self._fragments[stripe][1] for stripe in wanted)
 
     @property
     def wanted(self) -> Sequence[int]:
@@ -420,12 +426,15 @@ class LocalReception:
         return self._fragments[stripe]
 
     async def store(self, blocks: Sequence[tuple[int, bytes]]) -> None:
-        """Make verified fragments durable."""
+        """Verify fragments and make them durable."""
         named = [(self._fragments[stripe][0], data) for stripe, data in blocks]
-        missing = self._missing.difference(stripe for stripe, _ in blocks)
-        size = sum(self._fragments[stripe][1] for stripe in missing)
-        await self._holder.workers.run(self._holder.store_fragments, self._row, named, size)
-        self._missing = missing
+        came = self._missing.intersection(stripe for stripe, _ in blocks)
+        missing_bytes = self._missing_bytes - sum(self._fragments[stripe][1] for stripe in came)
+        await self._holder.workers.run(
+            self._holder.store_fragments, self._row, named, missing_bytes
+        )
+        self._missing -= came
+        self._missing_bytes = missing_bytes
 
     async def finish(self) -> bytes:
         """Sign the lease; the slot is held from here on."""

@@ -21,6 +21,7 @@ from dstore.core.placement import Assignment, Candidate, assign, domain_componen
 from dstore.errors import (
     CorruptStore,
     DeadlineExceeded,
+    HashMismatch,
     NetworkError,
     PeerError,
     ProtocolViolation,
@@ -393,10 +394,10 @@ class Uploader:
         batch: list[tuple[SlotBlock, bytes]] = []
 
         async def store() -> None:
-            wrong = await self._runtime.workers.run(_first_wrong, batch)
-            if wrong is not None:
-                raise CorruptStore(f"{wrong}, computed from blocks of this node, came out wrong")
-            await reception.store([(fragment.stripe, data) for fragment, data in batch])
+            try:
+                await reception.store([(fragment.stripe, data) for fragment, data in batch])
+            except HashMismatch as error:
+                raise CorruptStore(f"computed from blocks of this node: {error}") from error
             batch.clear()
 
         for fragment in (one for one in fragments if one.stripe in missing):
@@ -436,7 +437,3 @@ class Uploader:
         """In a worker."""
         self._stores.catalog.put_placements(list(placements))
         return [True] * len(placements)
-
-
-def _first_wrong(batch: Sequence[tuple[SlotBlock, bytes]]) -> CID | None:
-    return next((one.cid for one, data in batch if not one.cid.verify(data)), None)

@@ -14,7 +14,7 @@ from dstore.core import wire
 from dstore.core.cid import CID
 from dstore.core.peerid import PeerId
 from dstore.core.wire import Refusal
-from dstore.errors import DstoreError, Refused
+from dstore.errors import DstoreError, HashMismatch, Refused
 from dstore.network.fragments_server import FetchBlocks
 
 SlotKey = tuple[CID, int]
@@ -38,6 +38,10 @@ class MemoryReception:
         return self._slot[stripe]
 
     async def store(self, blocks: Sequence[tuple[int, bytes]]) -> None:
+        for stripe, data in blocks:
+            cid, _ = self._slot[stripe]
+            if not cid.verify(data):
+                raise HashMismatch(f"other bytes than {cid}")
         await self._holder.storing(blocks)
         self._holder.batches.append([stripe for stripe, _ in blocks])
         self._stored.update(blocks)
