@@ -1,7 +1,8 @@
-"""A holder's housekeeping: leases extended in time, reservations that nobody uses dropped,
-what killed operations left behind deleted after a day.
+"""A holder's housekeeping: leases extended in time, slots that their owner has let go of put in
+the trash, reservations that nobody uses dropped, what killed operations left behind deleted after
+a day.
 
-Nothing here deletes a slot: an ended pin record only stops the extension of its leases.
+Nothing here deletes a slot: a pin record that has run out only stops the extension of its leases.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Keeper:
             await run(self._expire_reservations)
         for row in await run(self._leases.ending, KEEPER_SLOTS_PER_STEP):
             await run(self._leases.renew, row.segment, row.slot, (row.owner,))
+        for row in await run(self._leases.let_go, KEEPER_SLOTS_PER_STEP):
+            await run(self._leases.release, row.segment, row.slot)
         await run(self._orphans.step, trio.current_time())
         return KEEPER_SECONDS
 

@@ -51,6 +51,7 @@ from dstore.service.homestores import init_home, open_stores
 from dstore.service.keeper import Keeper
 from dstore.service.peerlabels import Claims, label_workers
 from dstore.service.peers import PeerList
+from dstore.service.pinrecords import PinRecords
 from dstore.service.pins import Pins
 from dstore.service.progress import (
     AddOptions,
@@ -68,6 +69,7 @@ from dstore.service.providers import open_provider_keeper
 from dstore.service.publish import Publisher, PublishOptions
 from dstore.service.reprovide import Reprovider
 from dstore.service.retrieve import Retriever
+from dstore.service.rootturns import RootTurns
 from dstore.service.session import RootSession
 from dstore.service.sources import Discovery
 from dstore.service.status import StatusReader
@@ -303,12 +305,7 @@ async def assemble(
         serve_fragments(network, holder, runtime, faults.report)
         discovery = Discovery(network, routing, client, fetcher, stores, runtime, nursery)
         cache = BlockCache(options.memory_cache_bytes)
-
-        def new_session(root: CID) -> RootSession:
-            return RootSession(
-                root, discovery, fetcher, client, network, stores, cache, runtime, nursery
-            )
-
+        records, turns = PinRecords(stores, network, client, owner, runtime), RootTurns()
         publisher = Publisher(
             stores,
             network,
@@ -316,12 +313,13 @@ async def assemble(
             candidates,
             Uploader(network, client, holder, stores, runtime),
             reprovider,
-            owner,
+            records,
+            turns,
             runtime,
             PublishOptions(options.pin_seconds, domains, options.stores_slots),
         )
-        keeper = Keeper(stores, holder.leases, runtime)
-        workers = [reprovider.worker, keeper.worker, Worker("faults", faults.step)]
+        keeper = Keeper(stores, holder.leases, runtime).worker
+        workers = [reprovider.worker, keeper, Worker("faults", faults.step)]
         workers += await label_workers(network, candidates, stores, runtime, claims)
         await _begin(workers, nursery, routing, stores, runtime)
         gate = Gate()
@@ -330,10 +328,14 @@ async def assemble(
             network,
             routing,
             publisher,
-            Retriever(new_session),
+            Retriever(
+                lambda root: RootSession(
+                    root, discovery, fetcher, client, network, stores, cache, runtime, nursery
+                )
+            ),
             StatusReader(network, client, candidates, stores, runtime, domains),
             PeerList(network, candidates, stores, runtime),
-            Pins(stores, network, client, holder.leases, owner, runtime),
+            Pins(stores, network, client, holder.leases, records, turns, runtime),
             workers,
             runtime,
             options,

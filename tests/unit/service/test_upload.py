@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +18,7 @@ from dstore.core.placement import Candidate
 from dstore.errors import CorruptStore, DeadlineExceeded, DstoreError, Refused, Unreachable
 from dstore.limits import GIB, UPLOADS_MAX
 from dstore.network.fragments_client import FragmentsClient, PutProgress, SlotBlock
+from dstore.service.pinrecords import Wish
 from dstore.service.upload import Offer, Placed, Uploader
 from dstore.testing.cluster import node_key
 from dstore.testing.single_holder import (
@@ -92,6 +93,21 @@ class Holders:
         return lease.sign(node_key(signer)).envelope
 
 
+@dataclass
+class Signed:
+    """Stands in for a wish; `next` is what it is signed anew to where a peer knows a newer one."""
+
+    envelope: bytes
+    owner: bytes
+    next: bytes | None = None
+    asked: list[PeerId] = field(default_factory=list)
+
+    async def outdated(self, peer: PeerId, envelope: bytes) -> bool:
+        self.asked.append(peer)
+        self.envelope = self.next or self.envelope
+        return self.envelope != envelope
+
+
 class Bench:
     def __init__(self, here: SingleHolder, root: Protected) -> None:
         self.here, self.root = here, root
@@ -104,14 +120,14 @@ class Bench:
             here.stores,
             here.runtime,
         )
+        self.wish = Signed(root.record(here.owner), here.owner.public)
         self.told: list[int] = []
 
     def offer(self, *peers: int) -> Offer:
         candidates = [Candidate(node_key(n).peer_id, frozenset({f"label:{n}"}), GIB) for n in peers]
-        root, owner = self.root, self.here.owner
+        root = self.root
         return Offer(
-            pin_record=root.record(owner),
-            owner=owner.public,
+            wish=cast("Wish", self.wish),
             manifest=root.manifest.cid,
             segment=root.segment,
             documents={one.cid: one.block for one in (root.manifest, root.segment)},
