@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import trio
@@ -302,3 +302,29 @@ async def test_few_slots_at_once_however_many(tmp_path: Path) -> None:
         placed = await bench.place(*range(2, 90))
         assert placed.complete
         assert bench.holders.peak == UPLOADS_MAX
+
+
+@pytest.mark.parametrize("honest", [True, False])
+async def test_who_knows_a_newer_record_is_offered_one_above_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, honest: bool
+) -> None:
+    async with open_single_holder(tmp_path) as here:
+        root = protect()
+        bench = Bench(here, root)
+        knows = node_key(1).peer_id
+        old = bench.wish.envelope
+        above = root.record(here.owner, seq=9) if honest else old
+        bench.wish.next = above
+        put = bench.holders.put_slot
+
+        async def picky(peer: PeerId, offer: wire.PutSlot, *rest: Any) -> bytes:
+            if peer == knows and offer.pin_record == old:
+                raise Refused("a newer pin record is known here", wire.Refusal.EXPIRED)
+            return await put(peer, offer, *rest)
+
+        monkeypatch.setattr(bench.holders, "put_slot", picky)
+        placed = await bench.place(1, 2, 3, 4)
+        assert placed.complete
+        assert bench.wish.asked == [knows]
+        assert (knows in placed.failures) is not honest
+        assert (knows in {peer for peers in placed.holders.values() for peer in peers}) is honest
