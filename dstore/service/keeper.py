@@ -36,12 +36,12 @@ class Keeper:
     async def step(self) -> float:
         """One round; returns the seconds until the next."""
         run = self._runtime.workers.run
+        for row in await run(self._leases.let_go, KEEPER_SLOTS_PER_STEP):
+            await run(self._leases.release, row.segment, row.slot)
         if not self._clock_was_set():
             await run(self._expire_reservations)
         for row in await run(self._leases.ending, KEEPER_SLOTS_PER_STEP):
             await run(self._leases.renew, row.segment, row.slot, (row.owner,))
-        for row in await run(self._leases.let_go, KEEPER_SLOTS_PER_STEP):
-            await run(self._leases.release, row.segment, row.slot)
         await run(self._orphans.step, trio.current_time())
         return KEEPER_SECONDS
 

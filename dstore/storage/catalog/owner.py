@@ -98,12 +98,12 @@ class OwnerTables(ReferenceTables):
         none."""
         key = root_key(root)
         with self._promises:
+            if self._records is not None:  # first: what is left of a pin would come back some day
+                self._records.delete(RecordKind.PIN, key)
             with self._db.transaction() as connection:
                 deleted = connection.execute("DELETE FROM pins WHERE root_key = ?", (key,)).rowcount
                 if deleted and pin_key(root) not in _pin_keys(connection):
                     mark_released(connection, ReferenceKind.LOCAL_PIN, pin_key(root))
-            if self._records is not None:
-                self._records.delete(RecordKind.PIN, key)
         self.finish_releases()
         return deleted > 0
 
