@@ -30,6 +30,7 @@ from dstore.runtime import Runtime
 from dstore.service.homestores import init_home, open_stores
 from dstore.service.localadd import add_locally
 from dstore.service.progress import AddOptions
+from dstore.service.rootturns import RootTurns
 from dstore.storage.layout import Home
 
 MIB = 1 << 20
@@ -72,6 +73,7 @@ async def add(path: Path, directory: Path) -> tuple[float, float]:
         start, cpu = time.perf_counter(), time.process_time()
         await add_locally(
             stores,
+            RootTurns(),
             runtime,
             lambda importer: importer.add_path(path),
             AddOptions(local_only=True),

@@ -23,6 +23,7 @@ from dstore.service.homestores import open_stores
 from dstore.service.importing import Imported, Importer
 from dstore.service.localadd import add_locally
 from dstore.service.progress import AddResult, Progress
+from dstore.service.rootturns import RootTurns
 from dstore.storage.layout import Home
 
 Update = Callable[[str, int, int | None], None]
@@ -59,6 +60,7 @@ def add_to_home(
     async def add(path: str, runtime: Runtime, stores: Any) -> Form:
         imported = await add_locally(
             stores,
+            RootTurns(),
             runtime,
             lambda importer: _import(importer, path, hidden, runtime),
             options,

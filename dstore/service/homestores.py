@@ -55,6 +55,7 @@ async def open_stores(
             if catalog.created:
                 catalog.rebuild(records, now=runtime.clock.now(), serial_of=_serial)
             catalog.release_stale_operations()
+            catalog.release_stale_pins()
             blocks = open_disk_store(
                 home.blocks,
                 reserve_bytes=reserve_bytes,

@@ -1,7 +1,8 @@
-"""A holder's housekeeping: leases extended in time, reservations that nobody uses dropped,
-what killed operations left behind deleted after a day.
+"""A holder's housekeeping: leases extended in time, slots that their owner has let go of put in
+the trash, reservations that nobody uses dropped, what killed operations left behind deleted after
+a day.
 
-Nothing here deletes a slot: an ended pin record only stops the extension of its leases.
+Nothing here deletes a slot: a pin record that has run out only stops the extension of its leases.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Keeper:
     async def step(self) -> float:
         """One round; returns the seconds until the next."""
         run = self._runtime.workers.run
+        for row in await run(self._leases.let_go, KEEPER_SLOTS_PER_STEP):
+            await run(self._leases.release, row.segment, row.slot)
         if not self._clock_was_set():
             await run(self._expire_reservations)
         await self._extend_leases()

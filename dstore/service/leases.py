@@ -8,7 +8,10 @@ the other.  All methods work on the stores and are called in workers.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
+from functools import cache
+from itertools import islice
 
 from dstore.core import wire
 from dstore.core.cid import CID
@@ -121,6 +124,25 @@ class Leases:
         if rows and not ended:
             return wire.SlotAnswer(segment, slot, refusal=wire.Refusal.POLICY)
         return wire.SlotAnswer(segment, slot)
+
+    def let_go(self, count: int) -> list[HeldSlot]:
+        """At most `count` held slots whose owner has ended every wish for them: the lease runs,
+        and it never outlived the wish that it was given for, whatever the clock says."""
+        catalog, now = self._stores.catalog, self._clock.now()
+
+        @cache
+        def ends(owner: bytes, root: CID) -> float:
+            known = catalog.pin_record(owner, root)
+            return known.expires if known is not None else math.nan
+
+        def wanted(row: HeldSlot) -> bool:
+            if not ends(row.owner, row.root) <= now:
+                return True
+            roots = catalog.roots_with_segment(row.segment)
+            return any(ends(row.owner, root) > now for root in roots)
+
+        running = (row for row in catalog.held_slots() if row.state == "held" and row.expires > now)
+        return list(islice((row for row in running if not wanted(row)), count))
 
     def _rows(self, segment: CID, slot: int) -> list[HeldSlot]:
         """The slot's row of each owner, the one that changed last first."""

@@ -16,6 +16,7 @@ from dstore.core.unixfs import iter_dag, profile_named
 from dstore.runtime import Runtime
 from dstore.service.importing import Imported, Importer
 from dstore.service.progress import AddOptions, Report
+from dstore.service.rootturns import RootTurns
 from dstore.service.stores import Stores
 from dstore.storage.blockstore import Block
 from dstore.storage.rows import PinRow, ReferenceKind, operation_key, pin_key
@@ -24,7 +25,12 @@ Import = Callable[[Importer], Awaitable[Imported]]
 
 
 async def add_locally(
-    stores: Stores, runtime: Runtime, run: Import, options: AddOptions, report: Report
+    stores: Stores,
+    turns: RootTurns,
+    runtime: Runtime,
+    run: Import,
+    options: AddOptions,
+    report: Report,
 ) -> Imported:
     """Import with `run` and pin the root locally.  Raises NotFoundError, CallerError,
     StorageFull."""
@@ -33,25 +39,36 @@ async def add_locally(
     async with Operation("add", stores, runtime, read_soon=read_soon) as save:
         importer = Importer(profile_named(options.profile), save, runtime.workers, report)
         imported = await run(importer)
-        await runtime.workers.run(_pin, stores, runtime, imported.cid, options.name)
+        async with turns.pinning(imported.cid):
+            await runtime.workers.run(_pin, stores, runtime, imported.cid, options.name)
     return imported
 
 
 def _pin(stores: Stores, runtime: Runtime, root: CID, name: str | None) -> None:
     """In a worker.  The DAG is stored: keep it, so that nothing of the operation is needed
     any more."""
-    blocks, catalog = stores.blocks, stores.catalog
-    known = catalog.get_pin(root)
+    blocks, catalog, now = stores.blocks, stores.catalog, runtime.clock.now()
+    pinned = catalog.get_pin(root) is not None
 
     def size_of(cid: CID) -> int:
         return blocks.size(cid) or 0
 
+    def pin(known: PinRow | None) -> PinRow:
+        if known is None:
+            return PinRow(root, "local", name, now, None)
+        if known.mode == "local" and known.expires is not None and known.expires <= now:
+            # Letting go of it was begun and cut short, or holders are asked no more.
+            known = replace(known, expires=None)
+        return replace(known, name=name or known.name)
+
     multihashes = (visit.cid.multihash for visit in iter_dag(root, blocks.get, size_of))
-    catalog.reference(ReferenceKind.LOCAL_PIN, pin_key(root), multihashes, durable=True)
-    if known is None:
-        catalog.put_pin(PinRow(root, "local", name, runtime.clock.now(), None))
-    elif name is not None and name != known.name:
-        catalog.put_pin(replace(known, name=name))
+    try:
+        catalog.reference(ReferenceKind.LOCAL_PIN, pin_key(root), multihashes, durable=True)
+        catalog.change_pin(root, pin)
+        pinned = True
+    finally:
+        if not pinned:
+            catalog.release(ReferenceKind.LOCAL_PIN, pin_key(root))
 
 
 class Operation:

@@ -53,6 +53,7 @@ from dstore.service.keeper import Keeper
 from dstore.service.leasenotes import LeaseNotes
 from dstore.service.peerlabels import Claims, label_workers
 from dstore.service.peers import PeerList
+from dstore.service.pinrecords import PinRecords
 from dstore.service.pins import Pins
 from dstore.service.progress import (
     AddOptions,
@@ -70,6 +71,7 @@ from dstore.service.providers import open_provider_keeper
 from dstore.service.publish import Publisher, PublishOptions
 from dstore.service.reprovide import Reprovider
 from dstore.service.retrieve import Retriever
+from dstore.service.rootturns import RootTurns
 from dstore.service.session import RootSession
 from dstore.service.sources import Discovery
 from dstore.service.status import StatusReader
@@ -306,6 +308,20 @@ async def assemble(
         serve_fragments(network, holder, runtime, faults.report)
         discovery = Discovery(network, routing, client, fetcher, stores, runtime, nursery)
         cache = BlockCache(options.memory_cache_bytes)
+        records, turns = PinRecords(stores, network, client, owner, runtime), RootTurns()
+        publisher = Publisher(
+            stores,
+            network,
+            routing,
+            candidates,
+            holdings,
+            Uploader(network, client, holder, stores, runtime),
+            reprovider,
+            records,
+            turns,
+            runtime,
+            PublishOptions(options.pin_seconds, domains, options.stores_slots),
+        )
         keeper = Keeper(stores, holder.leases, runtime)
         notes = LeaseNotes(holdings, stores, owner.public, runtime)
         workers = [reprovider.worker, keeper.worker, notes.worker, Worker("faults", faults.step)]
@@ -316,18 +332,7 @@ async def assemble(
             stores,
             network,
             routing,
-            Publisher(
-                stores,
-                network,
-                routing,
-                candidates,
-                holdings,
-                Uploader(network, client, holder, stores, runtime),
-                reprovider,
-                owner,
-                runtime,
-                PublishOptions(options.pin_seconds, domains, options.stores_slots),
-            ),
+            publisher,
             Retriever(
                 lambda root: RootSession(
                     root, discovery, fetcher, client, network, stores, cache, runtime, nursery
@@ -335,7 +340,7 @@ async def assemble(
             ),
             StatusReader(network, holdings, candidates, stores, runtime, domains),
             PeerList(network, candidates, stores, runtime),
-            Pins(stores, network, client, holder.leases, owner, runtime),
+            Pins(stores, network, client, holder.leases, records, turns, runtime),
             workers,
             runtime,
             options,

@@ -1,27 +1,40 @@
 """What this node's owner keeps: listing pins, and letting go of them.
 
 Letting go of a protected root signs a pin record that has ended and passes it to the
-holders; they keep the slots in their trash for a while, in case it was a mistake.
+holders; they keep the slots in their trash for a while, in case it was a mistake.  Until they
+have been told the pin stays, as one of this node alone: what is cut short can be repeated.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 import trio
 
 from dstore.core import wire
 from dstore.core.cid import CID
-from dstore.core.envelope import SigningKey
 from dstore.core.peerid import PeerId
-from dstore.core.pinrecord import PinRecord, open_pin_record
 from dstore.errors import NetworkError, NotFoundError, PeerError
 from dstore.limits import HELLO_SECONDS, SLOT_REFS_MAX
 from dstore.network.fragments_client import FragmentsClient
 from dstore.network.streams import Network
 from dstore.runtime import Runtime, open_plain_nursery
 from dstore.service.leases import Leases
+from dstore.service.pinrecords import PinRecords
 from dstore.service.progress import Pin
+from dstore.service.rootturns import RootTurns
 from dstore.service.stores import Stores
-from dstore.storage.rows import PinRow, ReferenceKind, pin_key
+from dstore.storage.rows import PinRow
+
+
+@dataclass
+class _Held:
+    """What may be held of a root, and where; other roots want the slots of `shared` segments
+    too."""
+
+    slots: dict[PeerId, list[wire.SlotRef]] = field(default_factory=dict)
+    shared: set[CID] = field(default_factory=set)
 
 
 class Pins:
@@ -33,14 +46,16 @@ class Pins:
         network: Network,
         client: FragmentsClient,
         leases: Leases,
-        owner: SigningKey,
+        records: PinRecords,
+        turns: RootTurns,
         runtime: Runtime,
     ) -> None:
         self._stores = stores
         self._network = network
         self._client = client
         self._leases = leases
-        self._owner = owner
+        self._records = records
+        self._turns = turns
         self._runtime = runtime
 
     async def all(self) -> list[Pin]:
@@ -49,72 +64,81 @@ class Pins:
         return [_pin(row) for row in rows]
 
     async def remove(self, root: CID) -> int:
-        """Let go of the root here and at its holders; returns how many holders confirmed.
-        Raises NotFoundError where it is not pinned."""
-        pin = await self._runtime.workers.run(self._stores.catalog.get_pin, root)
-        if pin is None:
-            raise NotFoundError(f"{root} is not pinned here; `dstore pin ls` lists what is")
-        told = await self._tell_holders(pin)
-
-        def work() -> None:
-            self._stores.catalog.delete_pin(pin.root)
-            self._stores.catalog.release(ReferenceKind.LOCAL_PIN, pin_key(pin.root))
-            self._stores.catalog.forget_manifests(pin.root)
-
-        await self._runtime.workers.run(work)
+        """Let go of the root here and at its holders; returns how many holders confirmed.  Adds
+        of it that are under way end with an error.  Raises NotFoundError where it is not pinned."""
+        run, catalog = self._runtime.workers.run, self._stores.catalog
+        async with self._turns.letting_go(root):
+            pin = await run(catalog.get_pin, root)
+            if pin is None:
+                raise NotFoundError(f"{root} is not pinned here; `dstore pin ls` lists what is")
+            envelope = await run(self._end, pin)
+            told = await self._tell_holders(root, envelope) if envelope is not None else 0
+            await run(catalog.delete_pin, root)
+            await run(catalog.forget_manifests, root)
         return told
 
-    async def _tell_holders(self, pin: PinRow) -> int:
-        """Sign the end of the pin record and bring it to everybody with a slot."""
-        envelope, slots = await self._runtime.workers.run(self._end_record, pin.root)
-        for ref in slots.pop(self._network.peer_id, ()):
+    def _end(self, pin: PinRow) -> bytes | None:
+        """In a worker: the record that ends the wish; the pin claims no holder from here on."""
+        ended = replace(pin, mode="local", expires=self._runtime.clock.now())
+        self._stores.catalog.put_pin(ended)
+        record = self._records.ended(pin.root)
+        return record.envelope if record is not None else None
+
+    async def _tell_holders(self, root: CID, envelope: bytes) -> int:
+        """Bring the end of the pin record to everybody with a slot."""
+        held = await self._runtime.workers.run(self._held, root)
+        for ref in held.slots.pop(self._network.peer_id, ()):
             await self._runtime.workers.run(self._leases.release, ref.segment, ref.slot)
         confirmed: list[PeerId] = []
         with trio.move_on_after(HELLO_SECONDS):
             async with open_plain_nursery() as nursery:
-                for peer, refs in slots.items():
-                    nursery.start_soon(self._tell, peer, refs, envelope, confirmed)
+                for peer in held.slots:
+                    nursery.start_soon(self._tell, peer, root, held, envelope, confirmed)
         return len(confirmed)
 
-    def _end_record(self, root: CID) -> tuple[bytes, dict[PeerId, list[wire.SlotRef]]]:
-        """In a worker: the record that ends the wish, and who holds what under it; nobody
-        where no record was ever signed.  An add that was cut short may have one too."""
+    def _held(self, root: CID) -> _Held:
+        """In a worker.  An add that was cut short may have left slots too."""
         catalog, now = self._stores.catalog, self._runtime.clock.now()
-        known = catalog.pin_record(self._owner.public, root)
-        if known is None:
-            return b"", {}
-        ended = PinRecord(
-            root=root,
-            manifests=open_pin_record(known.envelope, now).record.manifests,
-            owner=self._owner.public,
-            seq=known.seq + 1,
-            created=int(now),
-            expires=int(now),
-        ).sign(self._owner)
-        catalog.put_pin_record(
-            self._owner.public, root, ended.record.seq, float(now), ended.envelope
-        )
-        slots: dict[PeerId, list[wire.SlotRef]] = {}
-        for row in catalog.manifests_of(root):
-            for segment in row.segments:
-                for one in catalog.placements(segment):
-                    slots.setdefault(one.peer, []).append(wire.SlotRef(segment, one.slot))
-        return ended.envelope, slots
+
+        def wanted(other: CID) -> bool:
+            record = catalog.pin_record(self._records.owner, other)
+            return record is not None and record.expires > now
+
+        held = _Held()
+        for segment in {one for row in catalog.manifests_of(root) for one in row.segments}:
+            if any(wanted(other) for other in catalog.roots_with_segment(segment)):
+                held.shared.add(segment)
+            for one in catalog.placements(segment):
+                held.slots.setdefault(one.peer, []).append(wire.SlotRef(segment, one.slot))
+        return held
 
     async def _tell(
-        self,
-        peer: PeerId,
-        refs: list[wire.SlotRef],
-        envelope: bytes,
-        confirmed: list[PeerId],
+        self, peer: PeerId, root: CID, held: _Held, envelope: bytes, confirmed: list[PeerId]
     ) -> None:
+        """One that refuses may know a newer record, of another device: that is ended then."""
+        refs = held.slots[peer]
         try:
-            for start in range(0, len(refs), SLOT_REFS_MAX):
-                batch = tuple(refs[start : start + SLOT_REFS_MAX])
-                await self._client.release(peer, wire.Release(batch, (envelope,)))
+            done = await self._release(peer, refs, envelope, held.shared)
+            if not done:
+                await self._records.learn(root, peer)
+                newest = await self._runtime.workers.run(self._records.ended, root)
+                if newest is not None and newest.envelope != envelope:
+                    done = await self._release(peer, refs, newest.envelope, held.shared)
         except (NetworkError, PeerError):
             return
-        confirmed.append(peer)
+        if done:
+            confirmed.append(peer)
+
+    async def _release(
+        self, peer: PeerId, refs: list[wire.SlotRef], envelope: bytes, shared: Collection[CID]
+    ) -> bool:
+        """Whether the peer keeps none of the slots, but for those that are wanted further."""
+        done = True
+        for start in range(0, len(refs), SLOT_REFS_MAX):
+            batch = tuple(refs[start : start + SLOT_REFS_MAX])
+            for answer in await self._client.release(peer, wire.Release(batch, (envelope,))):
+                done &= answer.refusal is None or answer.segment in shared
+        return done
 
 
 def _pin(row: PinRow) -> Pin:

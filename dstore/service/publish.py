@@ -14,26 +14,12 @@ from pathlib import Path
 import trio
 
 from dstore.core.cid import CID
-from dstore.core.envelope import SigningKey
 from dstore.core.guarantee import Guarantee, describe, worst
 from dstore.core.manifest import Code, Manifest, Segment
 from dstore.core.peerid import PeerId
-from dstore.core.pinrecord import PinRecord, open_pin_record
 from dstore.core.placement import Candidate, choose_code, domain_components, group_key
-from dstore.errors import (
-    CallerError,
-    CorruptStore,
-    DataError,
-    InsufficientPeers,
-    NotFoundError,
-    ProtocolViolation,
-)
-from dstore.limits import (
-    ANNOUNCE_POLL_SECONDS,
-    ANNOUNCE_SECONDS,
-    HELLO_KEPT_SECONDS,
-    RECORD_MANIFESTS_MAX,
-)
+from dstore.errors import CallerError, CorruptStore, DataError, InsufficientPeers, NotFoundError
+from dstore.limits import ANNOUNCE_POLL_SECONDS, ANNOUNCE_SECONDS, HELLO_KEPT_SECONDS
 from dstore.network.routing import Routing
 from dstore.network.streams import Network
 from dstore.runtime import Runtime
@@ -43,9 +29,11 @@ from dstore.service.holdings import Holdings
 from dstore.service.importing import Imported
 from dstore.service.localadd import Import, Operation, add_locally
 from dstore.service.outcome import Outcome, Standing, standing, worst_standing
+from dstore.service.pinrecords import PinRecords, Wish
 from dstore.service.progress import AddOptions, AddResult, GuaranteeStatus, Progress, Report
 from dstore.service.reprovide import Reprovider
 from dstore.service.restore import manifest_row
+from dstore.service.rootturns import RootTurns, let_go_of
 from dstore.service.stores import Stores
 from dstore.service.upload import Offer, Placed, Uploader
 from dstore.storage.rows import (
@@ -77,7 +65,8 @@ class Publisher:
         holdings: Holdings,
         uploader: Uploader,
         announcer: Reprovider,
-        owner: SigningKey,
+        records: PinRecords,
+        turns: RootTurns,
         runtime: Runtime,
         options: PublishOptions,
     ) -> None:
@@ -88,7 +77,8 @@ class Publisher:
         self._holdings = holdings
         self._uploader = uploader
         self._announcer = announcer
-        self._owner = owner
+        self._records = records
+        self._turns = turns
         self._runtime = runtime
         self._options = options
 
@@ -110,7 +100,7 @@ class Publisher:
     async def _add(self, run: Import, options: AddOptions, report: Report) -> AddResult:
         if options.code is not None:
             _code(options.code)
-        imported = await add_locally(self._stores, self._runtime, run, options, report)
+        imported = await add_locally(self._stores, self._turns, self._runtime, run, options, report)
         if options.local_only:
             await self._announce(imported.cid, report, confirm=False)
             return AddResult(imported.cid, imported.size, warnings=imported.warnings)
@@ -143,24 +133,29 @@ class Publisher:
                 warnings=(*imported.warnings, f"{nobody}: stored here only"),
             )
         code = self._choose(takers, options)
-        async with Operation("protect", self._stores, self._runtime) as save:
+        async with (
+            self._turns.protecting(root),
+            Operation("protect", self._stores, self._runtime) as save,
+        ):
             encoded = await encode_root(
                 root, code, self._stores.blocks, save, self._runtime.workers, report
             )
             if trio.current_time() - asked_at > HELLO_KEPT_SECONDS:  # some may have left since
                 remote = await self._candidates.find(root.multihash)
             candidates = self._with_own(remote)
-            await self._check_plan(encoded, candidates, options)
-            record, new = await self._name(encoded, options)
-            outcome = await self._place(encoded, record, candidates, report, confirm=new)
-        manifest, reached, protected = encoded.manifest, outcome.standing.reached, outcome.protected
-        warnings = outcome.warnings()
-        before = await self._before(encoded, outcome, candidates, options)
-        if before is None:
-            await self._finish_pin(encoded, record, protected, options)
-        else:
-            (manifest, reached), protected = before, True
-            warnings = outcome.warnings_kept(manifest.code, reached)
+            seconds = options.pin_seconds or self._options.pin_seconds
+            wish = Wish(self._records, encoded.manifest, seconds, self._runtime)
+            await self._check_plan(encoded, wish, candidates, options)
+            new = await self._name(encoded, wish)
+            outcome = await self._place(encoded, wish, candidates, report, confirm=new)
+            manifest, reached = encoded.manifest, outcome.standing.reached
+            protected, warnings = outcome.protected, outcome.warnings()
+            before = await self._before(encoded, wish, outcome, candidates, options)
+            if before is None:
+                await self._finish_pin(encoded, wish, protected, options)
+            else:
+                (manifest, reached), protected = before, True
+                warnings = outcome.warnings_kept(manifest.code, reached)
         await self._announce(root, report, confirm=protected)
         if reached.peers < options.require_guarantee:
             raise InsufficientPeers(outcome.too_little(root, reached, options.require_guarantee))
@@ -177,7 +172,11 @@ class Publisher:
         )
 
     async def _check_plan(
-        self, encoded: Encoded, candidates: Sequence[Candidate], options: AddOptions
+        self,
+        encoded: Encoded,
+        wish: Wish,
+        candidates: Sequence[Candidate],
+        options: AddOptions,
     ) -> None:
         """Raises InsufficientPeers where not even the plan reaches the required guarantee:
         then nothing is placed anywhere."""
@@ -187,7 +186,7 @@ class Publisher:
         def work() -> Guarantee:
             return _worst(
                 offer.guarantee(offer.assign(offer.worth_keeping()).holders)
-                for offer in self._offers(encoded.manifest, b"", candidates)
+                for offer in self._offers(encoded.manifest, wish, candidates)
             )
 
         planned = await self._runtime.workers.run(work)
@@ -224,65 +223,35 @@ class Publisher:
         own = Candidate(self._network.peer_id, self._options.own_domains, 1 << 62, load=1.0)
         return [*remote, own]
 
-    async def _name(self, encoded: Encoded, options: AddOptions) -> tuple[bytes, bool]:
+    async def _name(self, encoded: Encoded, wish: Wish) -> bool:
         """The catalog learns of the manifest, whose blocks are durable by now; then the pin
-        record that names it, as `_pin_record`."""
+        record that names it.  Returns whether holders may not know that one yet.  Raises
+        CallerError where the root was let go of."""
         manifest = encoded.manifest
 
-        def work() -> tuple[bytes, bool]:
+        def work() -> bool:
+            catalog, root = self._stores.catalog, manifest.root
+            pin = catalog.get_pin(root)
+            if pin is None:
+                raise let_go_of(root)
             documents = [manifest.cid, *(ref.cid for ref in manifest.segments)]
-            self._stores.catalog.reference(
-                ReferenceKind.LOCAL_PIN,
-                pin_key(manifest.root),
-                [cid.multihash for cid in documents],
+            catalog.reference(
+                ReferenceKind.LOCAL_PIN, pin_key(root), [cid.multihash for cid in documents]
             )
-            self._stores.catalog.put_manifest(manifest_row(manifest))
-            return self._pin_record(encoded, options)
+            catalog.put_manifest(manifest_row(manifest))
+            before = catalog.pin_record(wish.owner, root)
+            wish.sign()
+            told = (pin.mode, pin.manifest, pin.expires)
+            return (
+                before is None
+                or before.envelope != wish.envelope
+                or told != ("protected", manifest.cid, wish.expires)
+            )
 
         return await self._runtime.workers.run(work)
 
-    def _pin_record(self, encoded: Encoded, options: AddOptions) -> tuple[bytes, bool]:
-        """In a worker: the envelope of the owner's wish, and whether holders may not know it yet.
-
-        It is the one already signed where that names the manifest and has half of its time
-        left, else a new one, durable before any holder sees it.  Manifests named before stay:
-        what they protect is let go of by a later record, once this one is protected.
-        """
-        root, manifest = encoded.manifest.root, encoded.manifest.cid
-        lifetime = options.pin_seconds or self._options.pin_seconds
-        catalog = self._stores.catalog
-        now = self._runtime.clock.now()
-        known = catalog.pin_record(self._owner.public, root)
-        named: tuple[CID, ...] = ()
-        if known is not None and known.expires > now:
-            try:
-                named = open_pin_record(known.envelope, now).record.manifests
-            except ProtocolViolation:
-                named = ()
-            if manifest in named and known.expires >= now + lifetime / 2:
-                pin = catalog.get_pin(root)
-                done = pin is not None and pin.mode == "protected" and pin.manifest == manifest
-                return known.envelope, not (done and pin and pin.expires == known.expires)
-        others = tuple(one for one in named if one != manifest)
-        signed = PinRecord(
-            root=root,
-            manifests=(manifest, *others[: RECORD_MANIFESTS_MAX - 1]),
-            owner=self._owner.public,
-            seq=known.seq + 1 if known is not None else 1,
-            created=int(now),
-            expires=int(now) + lifetime,
-        ).sign(self._owner)
-        catalog.put_pin_record(
-            signed.record.owner,
-            root,
-            signed.record.seq,
-            float(signed.record.expires),
-            signed.envelope,
-        )
-        return signed.envelope, True
-
     def _offers(
-        self, manifest: Manifest, record: bytes, candidates: Sequence[Candidate]
+        self, manifest: Manifest, wish: Wish, candidates: Sequence[Candidate]
     ) -> Iterator[Offer]:
         """In a worker: what is offered of each segment, read from the store; segments that
         begin within the same 64 GiB of the root share a placement group, and so their holders."""
@@ -290,8 +259,7 @@ class Publisher:
         for ref in manifest.segments:
             block = self._stores.blocks.get(ref.cid)
             yield Offer(
-                pin_record=record,
-                owner=self._owner.public,
+                wish=wish,
                 manifest=manifest.cid,
                 segment=Segment.decode(block),
                 documents={manifest.cid: manifest.block, ref.cid: block},
@@ -304,7 +272,7 @@ class Publisher:
     async def _place(
         self,
         encoded: Encoded,
-        record: bytes,
+        wish: Wish,
         candidates: Sequence[Candidate],
         report: Report,
         *,
@@ -325,11 +293,10 @@ class Publisher:
         standings: list[Standing] = []
         failed: set[PeerId] = set()
         silent: set[PeerId] = set()
-        until = (await run(open_pin_record, record, self._runtime.clock.now())).record.expires
-        offers = self._offers(encoded.manifest, record, candidates)
+        offers = self._offers(encoded.manifest, wish, candidates)
         while (offer := await run(next, offers, None)) is not None:
             if not confirm:
-                offer = await self._holdings.confirmed(offer, silent, until)
+                offer = await self._holdings.confirmed(offer, silent, wish.expires)
                 failed |= silent
             held = await run(offer.worth_keeping)
             if not confirm:
@@ -354,6 +321,7 @@ class Publisher:
     async def _before(
         self,
         encoded: Encoded,
+        wish: Wish,
         outcome: Outcome,
         candidates: Sequence[Candidate],
         options: AddOptions,
@@ -373,7 +341,7 @@ class Publisher:
             return None
         standings: list[Standing] = []
         silent: set[PeerId] = set()
-        offers = self._offers(manifest, b"", candidates)
+        offers = self._offers(manifest, wish, candidates)
         while (offer := await run(next, offers, None)) is not None:
             offer = await self._holdings.confirmed(offer, silent, pin.expires or 0.0)
             standings.append(standing(offer, offer.stored, self._network.peer_id))
@@ -385,28 +353,25 @@ class Publisher:
         return manifest, before.reached
 
     async def _finish_pin(
-        self, encoded: Encoded, record: bytes, protected: bool, options: AddOptions
+        self, encoded: Encoded, wish: Wish, protected: bool, options: AddOptions
     ) -> None:
         manifest = encoded.manifest
 
-        def work() -> None:
-            catalog = self._stores.catalog
-            known = catalog.get_pin(manifest.root)
-            expires = open_pin_record(record, self._runtime.clock.now()).record.expires
-            catalog.put_pin(
-                PinRow(
-                    manifest.root,
-                    "protected" if protected else "local",
-                    options.name or (known.name if known else None),
-                    known.created if known else self._runtime.clock.now(),
-                    float(expires),
-                    manifest.code.k,
-                    manifest.code.m,
-                    manifest.cid,
-                )
+        def finish(known: PinRow | None) -> PinRow:
+            if known is None:
+                raise let_go_of(manifest.root)
+            return PinRow(
+                manifest.root,
+                "protected" if protected else "local",
+                options.name or known.name,
+                known.created,
+                wish.expires,
+                manifest.code.k,
+                manifest.code.m,
+                manifest.cid,
             )
 
-        await self._runtime.workers.run(work)
+        await self._runtime.workers.run(self._stores.catalog.change_pin, manifest.root, finish)
 
     async def _announce(self, root: CID, report: Report, *, confirm: bool) -> None:
         """Have the DHT told that this node has the root, and wait a moment until it knows;

@@ -25,6 +25,7 @@ from dstore.errors import (
     NetworkError,
     PeerError,
     ProtocolViolation,
+    Refused,
 )
 from dstore.limits import (
     SERVE_BATCH_BYTES,
@@ -41,6 +42,7 @@ from dstore.network.slot_upload import ReadFragment
 from dstore.network.streams import Network
 from dstore.runtime import JointWork, Runtime, open_plain_nursery
 from dstore.service.holder import LocalHolder, LocalReception
+from dstore.service.pinrecords import Wish
 from dstore.service.slotreader import DataReader, ParityReader
 from dstore.service.stores import Stores
 from dstore.storage.rows import Placement
@@ -50,12 +52,11 @@ Stored = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Offer:
-    """What is offered with every slot of one segment; `owner` is the key that signed
-    `pin_record`, `documents` the blocks of the manifest and the segment, `stored` the peers
-    that have slots of it already, as far as is known."""
+    """What is offered with every slot of one segment; `documents` are the blocks of the
+    manifest and the segment, `stored` the peers that have slots of it already, as far as is
+    known."""
 
-    pin_record: bytes
-    owner: bytes
+    wish: Wish
     manifest: CID
     segment: Segment
     documents: Mapping[CID, bytes]
@@ -352,12 +353,21 @@ class Uploader:
         bringing.changed.set()
 
     async def _put(self, bringing: _Bringing, way: _Way) -> bytes:
+        """Who knows a newer pin record than the one offered is offered one above it, once."""
+        wish = bringing.offer.wish
+        record = wish.envelope
+        try:
+            return await self._put_under(record, bringing, way)
+        except Refused as refusal:
+            if refusal.reason != wire.Refusal.EXPIRED or not await wish.outdated(way.peer, record):
+                raise
+        return await self._put_under(wish.envelope, bringing, way)
+
+    async def _put_under(self, record: bytes, bringing: _Bringing, way: _Way) -> bytes:
         slot, peer = way.slot, way.peer
         offer, segment = bringing.offer, bringing.offer.segment
         fragments = [SlotBlock(*fragment) for fragment in segment.slot_blocks(slot)]
-        put = wire.PutSlot(
-            offer.pin_record, offer.manifest, segment.cid, slot, self._holder_map(bringing)
-        )
+        put = wire.PutSlot(record, offer.manifest, segment.cid, slot, self._holder_map(bringing))
         if slot < segment.k:
             read = DataReader(self._stores.blocks, self._runtime.workers, fragments).read
         else:
@@ -422,7 +432,7 @@ class Uploader:
         lease = open_lease(envelope, now).lease
         if (lease.holder, lease.owner, lease.segment, lease.slot) != (
             peer,
-            offer.owner,
+            offer.wish.owner,
             segment.cid,
             slot,
         ):

@@ -105,6 +105,7 @@ class Cluster:
         blocks = self.stores.setdefault(number, FaultyStore(MemoryStore()))
         catalog = open_catalog(directory / "catalog.sqlite3", RecordFiles(directory / "records"))
         catalog.release_stale_operations()
+        catalog.release_stale_pins()
         host = self.hub.host(self.peer(number))
         clock = WrongClock()
         runtime = simulated_runtime(self.seed * 1000 + number, clock)

@@ -7,13 +7,16 @@ else can be asked when the DHT is silent.
 from __future__ import annotations
 
 import sqlite3
+import threading
+from collections.abc import Callable
 from typing import Final
 
 from dstore.core.cid import CID
 from dstore.core.peerid import PeerId
+from dstore.storage.catalog.references import ReferenceTables, kept_for, mark_released
 from dstore.storage.database import Database
 from dstore.storage.records import RecordFiles, RecordKind, pack_pin
-from dstore.storage.rows import ManifestRow, PinRow, Placement, ReferenceKind
+from dstore.storage.rows import ManifestRow, PinRow, Placement, ReferenceKind, pin_key
 
 # Of a row of `manifests`.  Its CID is of version 1, dag-cbor: two bytes, then the multihash.
 _OWN: Final = (
@@ -36,20 +39,32 @@ def root_key(root: CID) -> bytes:
     return root.binary if root.version == 1 else CID.v1(root.codec, root.multihash).binary
 
 
-class OwnerTables:
+class OwnerTables(ReferenceTables):
     """The part of the catalog that the owner's side uses."""
 
     _db: Database
     _records: RecordFiles | None
+    # Held from reading a row to writing the record file and the row that follow from it.
+    _promises: threading.Lock
 
     # --- Pins --------------------------------------------------------------------------
 
     def put_pin(self, pin: PinRow) -> None:
         """Remember the pin, in place of an earlier one of the same root.  With record files,
         the file is durable first."""
-        if self._records is not None:
-            self._records.put(RecordKind.PIN, root_key(pin.root), pack_pin(pin))
-        self._insert_pin(pin)
+        self.change_pin(pin.root, lambda _: pin)
+
+    def change_pin(self, root: CID, change: Callable[[PinRow | None], PinRow]) -> None:
+        """Remember what `change` makes of the root's pin, or of its absence, in one step: no
+        other writer comes between, who must not be called from it."""
+        with self._promises:
+            known = self.get_pin(root)
+            pin = change(known)
+            if pin == known:
+                return
+            if self._records is not None:
+                self._records.put(RecordKind.PIN, root_key(root), pack_pin(pin))
+            self._insert_pin(pin)
 
     def _restore_pin(self, pin: PinRow) -> None:
         """From its file, where the table has none; synced by whoever is next."""
@@ -95,13 +110,31 @@ class OwnerTables:
         return [_pin(row) for row in rows]
 
     def delete_pin(self, root: CID) -> bool:
-        """Forget the pin; False where there is none.  References are the caller's to release."""
+        """Forget the pin and release what it keeps, all or nothing; False where there is
+        none."""
         key = root_key(root)
-        if self._records is not None:  # first: what is left of a pin would come back some day
-            self._records.delete(RecordKind.PIN, key)
-        with self._db.transaction() as connection:
-            deleted = connection.execute("DELETE FROM pins WHERE root_key = ?", (key,)).rowcount
+        with self._promises:
+            if self._records is not None:  # first: what is left of a pin would come back some day
+                self._records.delete(RecordKind.PIN, key)
+            with self._db.transaction() as connection:
+                deleted = connection.execute("DELETE FROM pins WHERE root_key = ?", (key,)).rowcount
+                if deleted and pin_key(root) not in _pin_keys(connection):
+                    mark_released(connection, ReferenceKind.LOCAL_PIN, pin_key(root))
+        self.finish_releases()
         return deleted > 0
+
+    def release_stale_pins(self) -> int:
+        """At start-up: release what is kept for pins that do not exist, as a dead process may
+        have left it; returns of how many."""
+        with self._db.transaction() as connection:
+            pinned = _pin_keys(connection)
+            stale = [
+                key for key in kept_for(connection, ReferenceKind.LOCAL_PIN) if key not in pinned
+            ]
+            for key in stale:
+                mark_released(connection, ReferenceKind.LOCAL_PIN, key)
+        self.finish_releases()
+        return len(stale)
 
     # --- Manifests ---------------------------------------------------------------------
 
@@ -275,6 +308,12 @@ def forget_manifests_with(connection: sqlite3.Connection, segment: CID) -> None:
         f" (SELECT manifest_id FROM manifest_segments WHERE segment = ?) AND NOT ({_KEPT})",
         (segment.binary,),
     )
+
+
+def _pin_keys(connection: sqlite3.Connection) -> set[bytes]:
+    """The reference keys of all pins; a key may stand for several roots."""
+    rows = connection.execute("SELECT root FROM pins")
+    return {pin_key(CID.from_bytes(root)) for (root,) in rows}
 
 
 def _pin(row: tuple[bytes, str, str | None, float, float | None, int, int, bytes]) -> PinRow:

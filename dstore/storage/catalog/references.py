@@ -206,6 +206,14 @@ def mark_released(connection: sqlite3.Connection, kind: ReferenceKind, key: byte
     )
 
 
+def kept_for(connection: sqlite3.Connection, kind: ReferenceKind) -> list[bytes]:
+    """Within a transaction: the keys of the kind that keep something."""
+    rows = connection.execute(
+        "SELECT key FROM reference_sets WHERE kind = ? AND released = 0", (int(kind),)
+    )
+    return [key for (key,) in rows]
+
+
 def _delete_released(connection: sqlite3.Connection) -> bool:
     """Within a transaction: delete rows of released sets, so many at most; whether none are
     left."""

@@ -68,6 +68,30 @@ async def test_leases_run_on_as_long_as_the_wish_and_no_longer(tmp_path: Path) -
         assert here.stores.catalog.held_slots()[0].state == "held"
 
 
+async def test_what_its_owner_has_ended_goes_to_the_trash_and_nothing_else(tmp_path: Path) -> None:
+    root, other, shared = protect(1), protect(2), protect(1).under("another")
+    async with open_single_holder(tmp_path) as here:
+        catalog, key = here.stores.catalog, here.owner.public
+        await here.put(root, 0, root.record(here.owner, expires=START + 100 * DAY))
+        await here.put(other, 0, other.record(here.owner, expires=START + 100 * DAY))
+        await here.put(shared, 0, shared.record(here.owner, expires=START + 100 * DAY))
+
+        def states() -> dict[CID, str]:
+            return {row.segment: row.state for row in catalog.held_slots()}
+
+        work = keeper(here)
+        # A clock far ahead, and a wish that runs out by it, are no word of the owner.
+        for wrong in (200 * DAY, -200 * DAY, 0):
+            here.clock.time = START + wrong
+            await work.step()
+            assert set(states().values()) == {"held"}
+        for one, state in ((root, "held"), (shared, "trash")):
+            ended = one.record(here.owner, seq=2, created=START, expires=START - 600)
+            catalog.put_pin_record(key, one.root, 2, START - 600, ended)
+            await work.step()
+            assert states() == {root.segment.cid: state, other.segment.cid: "held"}
+
+
 async def test_a_newer_wish_goes_on(tmp_path: Path) -> None:
     root = protect()
     async with open_single_holder(tmp_path) as here:

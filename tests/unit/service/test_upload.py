@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import trio
@@ -18,6 +18,7 @@ from dstore.core.placement import Candidate
 from dstore.errors import CorruptStore, DeadlineExceeded, DstoreError, Refused, Unreachable
 from dstore.limits import GIB, UPLOADS_MAX
 from dstore.network.fragments_client import FragmentsClient, PutProgress, SlotBlock
+from dstore.service.pinrecords import Wish
 from dstore.service.upload import Offer, Placed, Uploader
 from dstore.testing.cluster import node_key
 from dstore.testing.single_holder import (
@@ -92,6 +93,21 @@ class Holders:
         return lease.sign(node_key(signer)).envelope
 
 
+@dataclass
+class Signed:
+    """Stands in for a wish; `next` is what it is signed anew to where a peer knows a newer one."""
+
+    envelope: bytes
+    owner: bytes
+    next: bytes | None = None
+    asked: list[PeerId] = field(default_factory=list)
+
+    async def outdated(self, peer: PeerId, envelope: bytes) -> bool:
+        self.asked.append(peer)
+        self.envelope = self.next or self.envelope
+        return self.envelope != envelope
+
+
 class Bench:
     def __init__(self, here: SingleHolder, root: Protected) -> None:
         self.here, self.root = here, root
@@ -104,14 +120,14 @@ class Bench:
             here.stores,
             here.runtime,
         )
+        self.wish = Signed(root.record(here.owner), here.owner.public)
         self.told: list[int] = []
 
     def offer(self, *peers: int) -> Offer:
         candidates = [Candidate(node_key(n).peer_id, frozenset({f"label:{n}"}), GIB) for n in peers]
-        root, owner = self.root, self.here.owner
+        root = self.root
         return Offer(
-            pin_record=root.record(owner),
-            owner=owner.public,
+            wish=cast("Wish", self.wish),
             manifest=root.manifest.cid,
             segment=root.segment,
             documents={one.cid: one.block for one in (root.manifest, root.segment)},
@@ -286,3 +302,29 @@ async def test_few_slots_at_once_however_many(tmp_path: Path) -> None:
         placed = await bench.place(*range(2, 90))
         assert placed.complete
         assert bench.holders.peak == UPLOADS_MAX
+
+
+@pytest.mark.parametrize("honest", [True, False])
+async def test_who_knows_a_newer_record_is_offered_one_above_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, honest: bool
+) -> None:
+    async with open_single_holder(tmp_path) as here:
+        root = protect()
+        bench = Bench(here, root)
+        knows = node_key(1).peer_id
+        old = bench.wish.envelope
+        above = root.record(here.owner, seq=9) if honest else old
+        bench.wish.next = above
+        put = bench.holders.put_slot
+
+        async def picky(peer: PeerId, offer: wire.PutSlot, *rest: Any) -> bytes:
+            if peer == knows and offer.pin_record == old:
+                raise Refused("a newer pin record is known here", wire.Refusal.EXPIRED)
+            return await put(peer, offer, *rest)
+
+        monkeypatch.setattr(bench.holders, "put_slot", picky)
+        placed = await bench.place(1, 2, 3, 4)
+        assert placed.complete
+        assert bench.wish.asked == [knows]
+        assert (knows in placed.failures) is not honest
+        assert (knows in {peer for peers in placed.holders.values() for peer in peers}) is honest

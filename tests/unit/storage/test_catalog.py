@@ -183,6 +183,31 @@ class TestOwner:
         assert catalog.get_pin(ROOT) is None
         assert catalog.pins() == [local]
 
+    def test_a_pin_goes_with_what_it_keeps(self, catalog: Catalog) -> None:
+        raw = cid("root", RAW)  # the same bytes, pinned as a file of their own
+        assert pin_key(raw) == pin_key(ROOT)
+        for pin in (PIN, replace(PIN, root=raw)):
+            catalog.put_pin(pin)
+        catalog.reference(ReferenceKind.LOCAL_PIN, pin_key(ROOT), [ROOT.multihash])
+        catalog.delete_pin(raw)
+        assert catalog.referenced([ROOT.multihash]) == [True]
+        catalog.delete_pin(ROOT)
+        assert catalog.referenced([ROOT.multihash]) == [False]
+
+    def test_what_is_kept_for_no_pin_is_released_at_the_start(self, catalog: Catalog) -> None:
+        catalog.put_pin(PIN)
+        for root in (ROOT, OTHER):
+            catalog.reference(ReferenceKind.LOCAL_PIN, pin_key(root), [root.multihash])
+        catalog.reference(ReferenceKind.SLOT, b"slot", [SEGMENT.multihash])
+        assert catalog.release_stale_pins() == 1
+        kept = catalog.referenced([ROOT.multihash, OTHER.multihash, SEGMENT.multihash])
+        assert kept == [True, False, True]
+
+    def test_a_pin_is_changed_in_one_step(self, catalog: Catalog) -> None:
+        catalog.change_pin(ROOT, lambda known: PIN if known is None else known)
+        catalog.change_pin(ROOT, lambda known: replace(known or PIN, name="new"))
+        assert catalog.get_pin(ROOT) == replace(PIN, name="new")
+
     def test_either_spelling_finds_a_root_and_codecs_differ(self, catalog: Catalog) -> None:
         old = CID.of(DAG_PB, b"root", version=0)
         catalog.put_pin(replace(PIN, root=old))
