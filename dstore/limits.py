@@ -280,8 +280,10 @@ UPLOAD_ATTEMPTS_MAX: Final = 8  # to bring one slot to somebody
 UPLOADS_MAX: Final = 32  # slots on their way at once: a few megabytes each
 CANDIDATES_MAX: Final = 128
 HELLO_SECONDS: Final = 3  # a candidate that has not answered by then is not asked for more
+HELLO_SILENT_SECONDS: Final = 300  # so long, nobody waits so for one that did not answer
 HELLO_KEPT_SECONDS: Final = 2  # what one said is taken for true, while it is connected
-# Nor one that is silent this long, and four times the slowest answer, after the last of others.
+# Nor one that is silent this long, and four times the slowest answer, after the last of others,
+# where it could not add a failure domain.
 HELLO_QUIET_SECONDS: Final = 0.5
 SERVE_BATCH_BYTES: Final = 2 * MIB  # read in one call in a worker, then written out
 SERVE_BATCH_BLOCKS_MAX: Final = 128
