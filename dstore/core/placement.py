@@ -11,7 +11,7 @@ import hashlib
 import ipaddress
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from dstore.core.cid import CID
@@ -168,6 +168,15 @@ def components(domains: Mapping[PeerId, Collection[str]]) -> dict[PeerId, str]:
 def domain_components(candidates: Iterable[Candidate]) -> dict[PeerId, str]:
     """`components` of the candidates."""
     return components({candidate.peer: candidate.domains for candidate in candidates})
+
+
+def less_room(candidates: Iterable[Candidate], taken: Mapping[PeerId, int]) -> list[Candidate]:
+    """The candidates with so many bytes less free than they said: what was brought to them, or
+    is on its way, since they said it."""
+    return [
+        replace(one, free_bytes=one.free_bytes - taken[one.peer]) if one.peer in taken else one
+        for one in candidates
+    ]
 
 
 def choose_code(domains: int) -> Code:

@@ -7,7 +7,8 @@ thing again finds what is stored and what holders acknowledged, and does the res
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,14 @@ from dstore.core.guarantee import Guarantee, describe, worst
 from dstore.core.manifest import Code, Manifest, Segment
 from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import PinRecord, open_pin_record
-from dstore.core.placement import Candidate, choose_code, domain_components, group_key, lacking
+from dstore.core.placement import (
+    Candidate,
+    choose_code,
+    domain_components,
+    group_key,
+    lacking,
+    less_room,
+)
 from dstore.errors import CallerError, InsufficientPeers, ProtocolViolation
 from dstore.limits import ANNOUNCE_POLL_SECONDS, ANNOUNCE_SECONDS, RECORD_MANIFESTS_MAX
 from dstore.network.routing import Routing
@@ -158,13 +166,14 @@ class Publisher:
         if options.require_guarantee <= 0:
             return
 
-        def work() -> Guarantee:
-            return _worst(
-                offer.guarantee(offer.assign(self._leased(offer)).holders)
-                for offer in self._offers(encoded.manifest, b"", candidates)
-            )
+        def plans() -> Iterator[Guarantee]:
+            taken: Counter[PeerId] = Counter()
+            for offer in self._offers(encoded.manifest, b"", candidates, taken):
+                plan = offer.assign(self._leased(offer))
+                taken.update(offer.bytes_of(plan.new))
+                yield offer.guarantee(plan.holders)
 
-        planned = await self._runtime.workers.run(work)
+        planned = await self._runtime.workers.run(lambda: _worst(plans()))
         if planned.peers < options.require_guarantee:
             raise InsufficientPeers(
                 f"with the {len(candidates)} storage nodes that answered, {encoded.manifest.root} "
@@ -242,10 +251,15 @@ class Publisher:
         return signed.envelope, True
 
     def _offers(
-        self, manifest: Manifest, record: bytes, candidates: Sequence[Candidate]
+        self,
+        manifest: Manifest,
+        record: bytes,
+        candidates: Sequence[Candidate],
+        taken: Mapping[PeerId, int],
     ) -> Iterator[Offer]:
         """In a worker: what is offered of each segment, read from the store; segments that
-        begin within the same 64 GiB of the root share a placement group, and so their holders."""
+        begin within the same 64 GiB of the root share a placement group, and so their holders.
+        The room of the candidates is less by what segments before have `taken`."""
         offset = 0
         for ref in manifest.segments:
             block = self._stores.blocks.get(ref.cid)
@@ -255,7 +269,7 @@ class Publisher:
                 manifest=manifest.cid,
                 segment=Segment.decode(block),
                 documents={manifest.cid: manifest.block, ref.cid: block},
-                candidates=candidates,
+                candidates=less_room(candidates, taken),
                 group=group_key(manifest.root, offset),
             )
             offset += ref.bytes
@@ -283,9 +297,10 @@ class Publisher:
         placed: list[Placed] = []
         reached: list[Guarantee] = []
         failed: set[PeerId] = set()
+        taken: Counter[PeerId] = Counter()
         offers = (
             (offer, self._leased(offer))
-            for offer in self._offers(encoded.manifest, record, candidates)
+            for offer in self._offers(encoded.manifest, record, candidates, taken)
         )
         while (prepared := await run(next, offers, None)) is not None:
             offer, held = prepared
@@ -294,6 +309,7 @@ class Publisher:
                 stored(sum(segment.slot_bytes(slot) for slot in held))
             one = await self._uploader.place(offer, held, stored, confirm=confirm, avoid=failed)
             failed.update(one.failures)
+            taken.update(offer.bytes_of(one.brought))
             self._candidates.forget(one.failures)
             placed.append(one)
             reached.append(offer.guarantee(one.holders))

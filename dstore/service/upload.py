@@ -17,7 +17,15 @@ from dstore.core.guarantee import Guarantee, guarantee, shapes_of
 from dstore.core.manifest import Segment
 from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import Lease, open_lease
-from dstore.core.placement import Assignment, Candidate, assign, domain_components, enough, needs_of
+from dstore.core.placement import (
+    Assignment,
+    Candidate,
+    assign,
+    domain_components,
+    enough,
+    less_room,
+    needs_of,
+)
 from dstore.errors import (
     CorruptStore,
     DeadlineExceeded,
@@ -69,18 +77,30 @@ class Offer:
         return [self.documents[cid] for cid in cids]
 
     def assign(
-        self, holders: Mapping[int, Collection[PeerId]], avoid: Collection[PeerId] = ()
+        self,
+        holders: Mapping[int, Collection[PeerId]],
+        avoid: Collection[PeerId] = (),
+        brought: Mapping[int, Collection[PeerId]] | None = None,
     ) -> Assignment:
-        """Who is to hold what, given who holds some of it already."""
+        """Who is to hold what, given who holds some of it already; of what the candidates said
+        to have free, the slots `brought` to them since take their part."""
         return assign(
             self.segment.cid,
             needs_of(self.segment),
-            self.candidates,
+            less_room(self.candidates, self.bytes_of(brought or {})),
             self.segment.code,
             placed=holders,
             avoid=avoid,
             group=self.group,
         )
+
+    def bytes_of(self, slots: Mapping[int, Collection[PeerId]]) -> Counter[PeerId]:
+        """How much each peer stores for the slots that it has of these."""
+        found: Counter[PeerId] = Counter()
+        for slot, peers in slots.items():
+            for peer in peers:
+                found[peer] += self.segment.slot_bytes(slot)
+        return found
 
     def guarantee(self, holders: Mapping[int, Collection[PeerId]]) -> Guarantee:
         """What may be lost once the slots have these holders."""
@@ -116,6 +136,8 @@ class Placed:
     assignment: Assignment
     holders: dict[int, set[PeerId]] = field(default_factory=dict)
     failures: dict[PeerId, str] = field(default_factory=dict)
+    brought: Mapping[int, Collection[PeerId]] = field(default_factory=dict)
+    """Of the holders, those that did not hold the slot before."""
 
     @property
     def complete(self) -> bool:
@@ -161,6 +183,7 @@ class _Bringing:
     stored: Stored
     parity: ParityReader
     avoid: Collection[PeerId]
+    held: Mapping[int, Collection[PeerId]]  # before
     holders: dict[int, set[PeerId]] = field(default_factory=dict)
     ways: list[_Way] = field(default_factory=list)
     failures: dict[PeerId, str] = field(default_factory=dict)
@@ -178,12 +201,19 @@ class _Bringing:
             planned.setdefault(way.slot, set()).add(way.peer)
         return planned
 
+    def brought(self) -> dict[int, set[PeerId]]:
+        """Who holds the slots, or is about to, and did not before."""
+        return {
+            slot: peers - set(self.held.get(slot, ())) for slot, peers in self.planned().items()
+        }
+
     def assignment(self, placed: Mapping[int, Collection[PeerId]]) -> Assignment:
         """Who is to hold what, given who holds some of it, without the peers that failed;
         those of `avoid`, and slow ones, where it takes them to place every slot."""
-        found = self.offer.assign(placed, {*self.avoid, *self.failures})
+        brought = self.brought()
+        found = self.offer.assign(placed, {*self.avoid, *self.failures}, brought)
         if (self.avoid or self.slow) and found.unplaced:
-            found = self.offer.assign(placed, self.failures.keys() - self.slow)
+            found = self.offer.assign(placed, self.failures.keys() - self.slow, brought)
         return found
 
     def lacking(self) -> dict[int, tuple[PeerId, ...]]:
@@ -207,7 +237,7 @@ class _Bringing:
                 planned = self.planned()
                 planned[way.slot].discard(way.peer)
                 avoid = {*self.avoid, *self.failures, way.peer}
-                elsewhere = self.offer.assign(planned, avoid).new
+                elsewhere = self.offer.assign(planned, avoid, self.brought()).new
                 if way.slot in elsewhere or self._overdue(way.slot, [way.peer]):
                     found.append(way)
         return found
@@ -274,7 +304,7 @@ class Uploader:
         resort; never raises for them.
         """
         parity = ParityReader(self._stores.blocks, self._runtime.workers, offer.segment)
-        bringing = _Bringing(offer, stored, parity, frozenset(avoid))
+        bringing = _Bringing(offer, stored, parity, frozenset(avoid), held)
         limiter = trio.CapacityLimiter(UPLOADS_MAX)
         async with open_plain_nursery() as nursery:
             if confirm:
@@ -290,7 +320,7 @@ class Uploader:
                 for way in bringing.stalled():
                     way.scope.cancel()
         result = bringing.assignment(bringing.holders)
-        return Placed(result, bringing.holders, bringing.failures)
+        return Placed(result, bringing.holders, bringing.failures, bringing.brought())
 
     async def _start(
         self,

@@ -105,9 +105,13 @@ class Bench:
             here.runtime,
         )
         self.told: list[int] = []
+        self.room_bytes = GIB
 
     def offer(self, *peers: int) -> Offer:
-        candidates = [Candidate(node_key(n).peer_id, frozenset({f"label:{n}"}), GIB) for n in peers]
+        candidates = [
+            Candidate(node_key(n).peer_id, frozenset({f"label:{n}"}), self.room_bytes)
+            for n in peers
+        ]
         root, owner = self.root, self.here.owner
         return Offer(
             pin_record=root.record(owner),
@@ -166,6 +170,26 @@ async def test_who_fails_is_replaced(tmp_path: Path, error: DstoreError) -> None
         assert not placed.complete
         assert placed.holders == {}
         assert placed.assignment.unplaced == (0, 1, 2)
+
+
+async def test_room_is_taken_by_what_is_on_its_way(tmp_path: Path) -> None:
+    async with open_single_holder(tmp_path) as here:
+        bench = Bench(here, protect())
+        bench.room_bytes = 4000  # for one slot of 3000
+        bench.holders.errors[node_key(3).peer_id] = Unreachable("gone")
+        placed = await bench.place(2, 3, 4)
+        assert placed.assignment.unplaced != ()
+        assert len(bench.holders.offers) == 3
+        # What a peer held before takes none: its word about its room came after.
+        bench.holders.errors.clear()
+        bench.holders.offers.clear()
+        bench.room_bytes = 3000
+        held = placed.holders
+        placed = await bench.place(2, 3, 4, held=held)
+        assert placed.complete
+        assert {slot: peers for slot, peers in placed.brought.items() if peers} == {
+            slot: peers for slot, peers in placed.holders.items() if slot not in held
+        }
 
 
 LIES: dict[str, Callable[[Lease], Lease]] = {
