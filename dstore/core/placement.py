@@ -17,7 +17,7 @@ from typing import Final
 from dstore.core.cid import CID
 from dstore.core.manifest import Code, Segment
 from dstore.core.peerid import PeerId
-from dstore.limits import PLACEMENT_GROUP_BYTES, SCORE_MIN
+from dstore.limits import MIB, PLACEMENT_GROUP_BYTES, SCORE_MIN, SEGMENT_BYTES_MAX
 
 UNVERIFIED: Final = "unverified"
 """The one domain of all peers of which neither label nor address is known."""
@@ -179,10 +179,25 @@ def less_room(candidates: Iterable[Candidate], taken: Mapping[PeerId, int]) -> l
     ]
 
 
-def choose_code(domains: int) -> Code:
-    """The code for that many live failure domains.  Below three it is two copies, which
-    survive one loss at most: the caller warns."""
-    return max((row for row in _CODES if row[0] <= max(domains, 0)), key=lambda row: row[0])[1]
+def choose_code(
+    candidates: Collection[Candidate], data_bytes: int, holding: Collection[PeerId] = ()
+) -> Code:
+    """The code for so much data on these candidates: by the failure domains in which somebody
+    has room for a slot of its largest segment, or is of `holding` and needs none.  Below three
+    domains it is two copies, which survive one loss at most: the caller warns."""
+    domain_of = domain_components(candidates)
+    segment_bytes = min(data_bytes, SEGMENT_BYTES_MAX)
+
+    def domains(slot_bytes: int) -> int:
+        able = (c.peer for c in candidates if c.peer in holding or c.free_bytes >= slot_bytes)
+        return len({domain_of[peer] for peer in able})
+
+    # A slot of a small file is a whole block.
+    return next(
+        code
+        for least, code in reversed(_CODES)
+        if domains(max(segment_bytes // code.k, min(segment_bytes, MIB))) >= least
+    )
 
 
 # --- Assignment ------------------------------------------------------------------------

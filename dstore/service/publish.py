@@ -8,7 +8,7 @@ thing again finds what is stored and what holders acknowledged, and does the res
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from dstore.core.pinrecord import PinRecord, open_pin_record
 from dstore.core.placement import (
     Candidate,
     choose_code,
-    domain_components,
     group_key,
     lacking,
     less_room,
@@ -121,7 +120,8 @@ class Publisher:
                 warnings=imported.warnings,
             )
         remote = await self._candidates.find(root.multihash)
-        candidates, code = self._choose(remote, options)
+        holding = await self._runtime.workers.run(self._holding, root)
+        candidates, code = self._choose(remote, imported.size, holding, options)
         if not remote:
             if options.require_guarantee > 0:
                 raise InsufficientPeers(
@@ -182,16 +182,29 @@ class Publisher:
             )
 
     def _choose(
-        self, remote: Sequence[Candidate], options: AddOptions
+        self,
+        remote: Sequence[Candidate],
+        size: int,
+        holding: Collection[PeerId],
+        options: AddOptions,
     ) -> tuple[list[Candidate], Code]:
         """The candidates and the code.  This node comes last among them: it takes a slot only
         where no other failure domain is free, and the copy that it keeps anyway is none."""
         own = Candidate(self._network.peer_id, self._options.own_domains, 1 << 62, load=1.0)
-        remote_domains = len(set(domain_components(remote).values()))
-        with_own = len(set(domain_components([*remote, own]).values()))
-        domains = with_own if self._options.stores_slots else remote_domains
-        code = _code(options.code) if options.code else choose_code(domains)
-        return [*remote, own] if self._options.stores_slots else list(remote), code
+        candidates = [*remote, own] if self._options.stores_slots else list(remote)
+        if options.code:
+            return candidates, _code(options.code)
+        return candidates, choose_code(candidates, size, holding)
+
+    def _holding(self, root: CID) -> set[PeerId]:
+        """In a worker: who has promised slots of the root, and so has room for them: adding
+        again is to choose the code that was chosen before."""
+        catalog, now = self._stores.catalog, self._runtime.clock.now()
+        rows = catalog.manifests_of(root)[:RECORD_MANIFESTS_MAX]
+        leases = (
+            one for row in rows for cid in row.segments[:1] for one in catalog.placements(cid)
+        )
+        return {one.peer for one in leases if one.lease is not None and one.expires > now}
 
     async def _name(self, encoded: Encoded, options: AddOptions) -> tuple[bytes, bool]:
         """The catalog learns of the manifest, whose blocks are durable by now; then the pin

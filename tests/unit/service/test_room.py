@@ -78,3 +78,18 @@ def test_where_there_is_just_enough_room_it_is_used(four_segments: int) -> None:
             assert result.warnings == ()
 
     run_deterministic(1, main)
+
+
+def test_auto_counts_the_domains_that_have_room_and_again_when_they_have_used_it() -> None:
+    """Adding again gives the same: holders need no room for what they hold."""
+
+    async def main() -> None:
+        async with open_cluster(0) as cluster:
+            await cluster.start(0, CLIENT)
+            await start(cluster, range(1, 5), int(1.5 * MIB))
+            await start(cluster, range(5, 9), 100_000)
+            results = [await cluster[0].add_stream(stream(2 * MIB)) for _ in range(2)]
+            assert [(one.code, one.protected) for one in results] == [((2, 2), True)] * 2
+            assert slots_held(cluster) == 4
+
+    run_deterministic(1, main)
