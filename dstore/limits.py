@@ -48,6 +48,7 @@ DOMAIN_BYTES_MAX: Final = 128
 LABEL_BYTES_MAX: Final = DOMAIN_BYTES_MAX - 6  # announced as the domain "label:…"
 CLOCK_SKEW_SECONDS_MAX: Final = 600
 LEASE_SECONDS: Final = 30 * 86_400
+LEASE_SECONDS_MIN: Final = 86_400  # a shorter promise, while the pin runs longer, is none
 PIN_SECONDS_DEFAULT: Final = 365 * 86_400
 
 # --- Transport -------------------------------------------------------------------------
@@ -287,7 +288,8 @@ HELLO_KEPT_SECONDS: Final = 2  # what one said is taken for true, while it is co
 HELLO_QUIET_SECONDS: Final = 0.5
 SERVE_BATCH_BYTES: Final = 2 * MIB  # read in one call in a worker, then written out
 SERVE_BATCH_BLOCKS_MAX: Final = 128
-PARITY_BATCH_BYTES: Final = 2 * MIB  # computed in one call; two batches are kept per segment
+PARITY_BATCH_BYTES: Final = 2 * MIB  # computed in one call
+PARITY_KEPT_BYTES: Final = 16 * MIB  # for slots that are behind others; one segment at a time
 READ_AHEAD_BYTES: Final = 16 * MIB
 # All readers together; above it each goes on with one block at a time.
 READ_AHEAD_TOTAL_BYTES: Final = 128 * MIB
@@ -423,6 +425,7 @@ assert 2 * WORKING_SECONDS < SLOT_STALL_SECONDS < SLOT_SILENCE_SECONDS < REQUEST
 assert SLOT_STALL_SECONDS < SLOT_LAST_SECONDS < 5 - 2 * SLOT_WATCH_SECONDS
 assert SLOT_STALL_SECONDS + SLOT_STALL_AGAIN_SECONDS + 2 * SLOT_WATCH_SECONDS < 5  # for two of them
 assert MESSAGE_SECONDS < KEEPER_SECONDS  # an upload shows itself between two steps
+assert CLOCK_SKEW_SECONDS_MAX + KEEPER_SECONDS < LEASE_SECONDS_MIN / 2 < LEASE_SECONDS
 assert AT_RISK_SECONDS < HEALTH_CHECK_SECONDS < AWAY_SECONDS
 assert SEGMENT_BYTES_MAX <= PLACEMENT_GROUP_BYTES
 # Entries of a directory whose links lie about sizes.

@@ -16,7 +16,7 @@ from dstore.core.cid import CID
 from dstore.core.guarantee import Guarantee, guarantee, shapes_of
 from dstore.core.manifest import Segment
 from dstore.core.peerid import PeerId
-from dstore.core.pinrecord import Lease, open_lease
+from dstore.core.pinrecord import Lease, open_lease, open_pin_record
 from dstore.core.placement import (
     Assignment,
     Candidate,
@@ -34,6 +34,8 @@ from dstore.errors import (
     ProtocolViolation,
 )
 from dstore.limits import (
+    CLOCK_SKEW_SECONDS_MAX,
+    LEASE_SECONDS_MIN,
     SERVE_BATCH_BYTES,
     SLOT_ACCEPT_SECONDS,
     SLOT_LAST_SECONDS,
@@ -377,6 +379,7 @@ class Uploader:
             await self._noting_leases.run(placement)
             bringing.holders.setdefault(slot, set()).add(peer)
         way.ended = True
+        bringing.parity.ended(slot)
         bringing.changed.set()
 
     async def _put(self, bringing: _Bringing, way: _Way) -> bytes:
@@ -457,8 +460,11 @@ class Uploader:
             raise ProtocolViolation(f"{peer} answered with a lease for something else")
         if lease.bytes != segment.slot_bytes(slot):
             raise ProtocolViolation(f"{peer} answered with a lease of {lease.bytes} bytes")
-        if lease.expires <= now:
-            raise ProtocolViolation(f"{peer} answered with a lease that has ended")
+        # By the holder's clock, that it runs for a day; the owner may want less.
+        wanted = open_pin_record(offer.pin_record, now).record.expires
+        if lease.expires < min(wanted, now + LEASE_SECONDS_MIN - CLOCK_SKEW_SECONDS_MAX):
+            left = lease.expires - now
+            raise ProtocolViolation(f"{peer} answered with a lease of {left:.0f} seconds")
         return lease
 
     def _note_leases(self, placements: Sequence[Placement]) -> list[bool]:

@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 
 import pytest
+import trio
 
+from dstore.core.manifest import Code
+from dstore.core.peerid import PeerId
 from dstore.core.stripes import Cuts, SegmentPlan, plan_dag
 from dstore.core.wire import Role
 from dstore.errors import InsufficientPeers
-from dstore.limits import MIB
+from dstore.limits import HELLO_KEPT_SECONDS, MIB
 from dstore.service import encoding
 from dstore.service.node import NodeOptions
 from dstore.service.progress import AddOptions
@@ -80,16 +83,24 @@ def test_where_there_is_just_enough_room_it_is_used(four_segments: int) -> None:
     run_deterministic(1, main)
 
 
-def test_auto_counts_the_domains_that_have_room_and_again_when_they_have_used_it() -> None:
-    """Adding again gives the same: holders need no room for what they hold."""
-
+def test_auto_counts_the_domains_that_have_room_or_hold_slots_already() -> None:
     async def main() -> None:
         async with open_cluster(0) as cluster:
             await cluster.start(0, CLIENT)
             await start(cluster, range(1, 5), int(1.5 * MIB))
             await start(cluster, range(5, 9), 100_000)
-            results = [await cluster[0].add_stream(stream(2 * MIB)) for _ in range(2)]
-            assert [(one.code, one.protected) for one in results] == [((2, 2), True)] * 2
-            assert slots_held(cluster) == 4
+            result = await cluster[0].add_stream(stream(2 * MIB))
+            assert (result.code, result.protected) == ((2, 2), True)
+            # Holders need no room for what they hold: adding again gives the same code.
+            publisher = cluster[0]._publisher
+            holding = publisher._holding(result.cid)
+            assert holding == {cluster.peer(number) for number in (1, 2, 3, 4)}
+            await trio.sleep(HELLO_KEPT_SECONDS)
+            now = await publisher._candidates.find(result.cid.multihash)
+            codes = [
+                publisher._choose(now, result.size, holders, AddOptions())[1]
+                for holders in (set[PeerId](), holding)
+            ]
+            assert codes == [Code(1, 1), Code(2, 2)]
 
     run_deterministic(1, main)

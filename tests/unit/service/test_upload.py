@@ -106,6 +106,7 @@ class Bench:
         )
         self.told: list[int] = []
         self.room_bytes = GIB
+        self.until = START + 365 * DAY
 
     def offer(self, *peers: int) -> Offer:
         candidates = [
@@ -114,7 +115,7 @@ class Bench:
         ]
         root, owner = self.root, self.here.owner
         return Offer(
-            pin_record=root.record(owner),
+            pin_record=root.record(owner, expires=self.until),
             owner=owner.public,
             manifest=root.manifest.cid,
             segment=root.segment,
@@ -198,6 +199,8 @@ LIES: dict[str, Callable[[Lease], Lease]] = {
     "another owner": lambda one: replace(one, owner=node_key(8, "owner").public),
     "another holder": lambda one: replace(one, holder=node_key(8).peer_id),
     "fewer bytes": lambda one: replace(one, bytes=one.bytes - 1),
+    "a second": lambda one: replace(one, expires=int(START + 1)),
+    "less than a day": lambda one: replace(one, expires=int(START + DAY - 601)),
     "ended": lambda one: replace(one, issued=int(START - DAY), expires=int(START - 1)),
 }
 
@@ -213,6 +216,15 @@ async def test_a_lease_for_anything_else_is_none(tmp_path: Path, lie: str) -> No
         assert all(liar not in peers for peers in placed.holders.values())
         assert "answered with a lease" in placed.failures[liar]
         assert all(peer != liar for _, peer in bench.on_record())
+
+
+async def test_a_lease_runs_no_longer_than_the_owner_wants(tmp_path: Path) -> None:
+    async with open_single_holder(tmp_path) as here:
+        bench = Bench(here, protect())
+        bench.until = START + 3600
+        bench.holders.lie = lambda one: replace(one, expires=int(START + 3600))
+        bench.holders.liars = {node_key(n).peer_id for n in (2, 3, 4)}
+        assert (await bench.place(2, 3, 4)).complete
 
 
 async def test_what_holders_have_is_not_sent_again(tmp_path: Path) -> None:
