@@ -166,7 +166,8 @@ SLOT_SILENCE_SECONDS: Final = 4.5  # a holder that says nothing while a slot com
 # within the five seconds that an add may stand still.
 SLOT_STALL_SECONDS: Final = 3
 SLOT_STALL_AGAIN_SECONDS: Final = 0.5  # and of one that took the slot in the place of such a one
-SLOT_ACCEPT_SECONDS: Final = 1  # the same, until it accepts the slot at all
+# The same, until it accepts the slot at all: four one-way times of a peer 0.3 s away, and more.
+SLOT_ACCEPT_SECONDS: Final = 1.5
 SLOT_LAST_SECONDS: Final = 4  # without news of a slot from anybody, where nobody else has room
 SLOT_WATCH_SECONDS: Final = 0.25
 WORKING_TOTAL_SECONDS: Final = 60  # signs of life alone are believed this long

@@ -428,9 +428,10 @@ def _warnings(
         warnings.append(
             "the loss of a single peer may make the file unreadable: more storage nodes are needed"
         )
-    elif reached.peers < code.m:
+    elif min(reached.peers, reached.domains) < code.m:
+        where = "" if reached.peers < code.m else ", in failure domains of their own"
         warnings.append(
             f"{describe(reached)}; code {code.k}+{code.m} can do more: add again when more storage "
-            "nodes are there"
+            f"nodes are there{where}"
         )
     return warnings

@@ -18,6 +18,7 @@ from dstore.core.manifest import Segment
 from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import Lease, open_lease, open_pin_record
 from dstore.core.placement import (
+    UNVERIFIED,
     Assignment,
     Candidate,
     assign,
@@ -107,6 +108,17 @@ class Offer:
     def guarantee(self, holders: Mapping[int, Collection[PeerId]]) -> Guarantee:
         """What may be lost once the slots have these holders."""
         return guarantee(shapes_of(self.segment), holders, domain_components(self.candidates))
+
+    def crowds(
+        self, others: Mapping[int, Collection[PeerId]], peer: PeerId, instead: Collection[PeerId]
+    ) -> bool:
+        """Whether a slot lies with more of the `others` in one failure domain where those of
+        `instead` hold it than where `peer` does."""
+        domain_of = domain_components(self.candidates)
+        everybody = (one for peers in others.values() for one in peers)
+        held_in = Counter(domain_of.get(one, UNVERIFIED) for one in everybody)
+        least = held_in[domain_of.get(peer, UNVERIFIED)]
+        return any(held_in[domain_of[one]] > least for one in instead)
 
     def worth_keeping(
         self, held: Mapping[int, Collection[PeerId]]
@@ -231,17 +243,23 @@ class _Bringing:
 
     def stalled(self) -> list[_Way]:
         """Ways without news for longer than the others' pace explains, whose slot somebody
-        else could take, or has waited for as long as an add may stand still."""
+        else could take and be as well apart from the others, or has waited for as long as an
+        add may stand still: who is merely far is worth that."""
         now = trio.current_time()
-        found = []
+        found: list[_Way] = []
+        planned, avoid = self.planned(), {*self.avoid, *self.failures}
         for way in self.under_way:
             if now - way.news_at > self._patience_seconds(way, now):
-                planned = self.planned()
-                planned[way.slot].discard(way.peer)
-                avoid = {*self.avoid, *self.failures, way.peer}
-                elsewhere = self.offer.assign(planned, avoid, self.brought()).new
-                if way.slot in elsewhere or self._overdue(way.slot, [way.peer]):
+                slot, peer = way.slot, way.peer
+                planned[slot].discard(peer)
+                to = self.offer.assign(planned, {*avoid, peer}, self.brought()).new.get(slot, ())
+                well = to and not self.offer.crowds(planned, peer, to)
+                if well or self._overdue(slot, [peer]):
                     found.append(way)
+                    avoid.add(peer)
+                    planned[slot].update(to)  # two do not go to the one free domain
+                else:
+                    planned[slot].add(peer)
         return found
 
     def _overdue(self, slot: int, peers: Collection[PeerId]) -> bool:
