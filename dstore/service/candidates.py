@@ -6,6 +6,7 @@ only from what one other peer said.  Deciding among them is `core.placement`'s.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, zip_longest
@@ -68,7 +69,7 @@ class CandidateFinder:
         self._runtime = runtime
         # Who said what lately; None for a peer that takes no slots.
         self._told: OrderedDict[PeerId, tuple[float, Candidate | None]] = OrderedDict()
-        # Who did not answer, and when last: they are asked, and waited for like near ones.
+        # Who did not answer, and when last: asked again, but waited for no longer than the near.
         self._silent: OrderedDict[PeerId, float] = OrderedDict()
         self.on_hello: Callable[[PeerId, Sequence[str]], None] = lambda *_: None
         """Called with what each peer that answers announces of its failure domains."""
@@ -170,9 +171,7 @@ class CandidateFinder:
                 while waiting:
                     far = (expected[peer] for peer in waiting if peer in expected)
                     elsewhere = not found or any(map(domains.isdisjoint, far))
-                    with trio.move_on_after(
-                        HELLO_SECONDS if elsewhere else patience_seconds
-                    ) as one:
+                    with trio.move_on_after(math.inf if elsewhere else patience_seconds) as one:
                         peer = await ended.receive()
                     if one.cancelled_caught:
                         break  # the others are dead, or so slow that no slot should be theirs
