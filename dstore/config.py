@@ -30,6 +30,7 @@ from dstore.limits import (
     DURATION_SECONDS_MAX,
     LABEL_BYTES_MAX,
     LEASE_SECONDS,
+    LEASE_SECONDS_MIN,
     PIN_SECONDS_DEFAULT,
     SIZE_BYTES_MAX,
 )
@@ -407,6 +408,8 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         faults.append(f"api.listen: {host} is not a loopback address; the API is for this machine")
     if parse_size(values["storage"].capacity) <= 0:
         faults.append('storage.capacity: must be more than nothing (role = "client" stores none)')
+    if parse_duration(values["pins"].lease) < LEASE_SECONDS_MIN:
+        faults.append("pins.lease: at least 1d; nobody takes a shorter promise for one")
     if len(values["domain"].label.encode()) > LABEL_BYTES_MAX:
         faults.append(f"domain.label: at most {LABEL_BYTES_MAX} bytes")
     return faults + _address_faults(values["network"])

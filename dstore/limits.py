@@ -48,6 +48,7 @@ DOMAIN_BYTES_MAX: Final = 128
 LABEL_BYTES_MAX: Final = DOMAIN_BYTES_MAX - 6  # announced as the domain "label:…"
 CLOCK_SKEW_SECONDS_MAX: Final = 600
 LEASE_SECONDS: Final = 30 * 86_400
+LEASE_SECONDS_MIN: Final = 86_400  # a shorter promise, while the pin runs longer, is none
 PIN_SECONDS_DEFAULT: Final = 365 * 86_400
 
 # --- Transport -------------------------------------------------------------------------
@@ -165,7 +166,8 @@ SLOT_SILENCE_SECONDS: Final = 4.5  # a holder that says nothing while a slot com
 # within the five seconds that an add may stand still.
 SLOT_STALL_SECONDS: Final = 3
 SLOT_STALL_AGAIN_SECONDS: Final = 0.5  # and of one that took the slot in the place of such a one
-SLOT_ACCEPT_SECONDS: Final = 1  # the same, until it accepts the slot at all
+# The same, until it accepts the slot at all: four one-way times of a peer 0.3 s away, and more.
+SLOT_ACCEPT_SECONDS: Final = 1.5
 SLOT_LAST_SECONDS: Final = 4  # without news of a slot from anybody, where nobody else has room
 SLOT_WATCH_SECONDS: Final = 0.25
 WORKING_TOTAL_SECONDS: Final = 60  # signs of life alone are believed this long
@@ -279,12 +281,15 @@ UPLOAD_ATTEMPTS_MAX: Final = 8  # to bring one slot to somebody
 UPLOADS_MAX: Final = 32  # slots on their way at once: a few megabytes each
 CANDIDATES_MAX: Final = 128
 HELLO_SECONDS: Final = 3  # a candidate that has not answered by then is not asked for more
+HELLO_SILENT_SECONDS: Final = 300  # so long, nobody waits so for one that did not answer
 HELLO_KEPT_SECONDS: Final = 2  # what one said is taken for true, while it is connected
-# Nor one that is silent this long, and four times the slowest answer, after the last of others.
+# Nor one that is silent this long, and four times the slowest answer, after the last of others,
+# where it could not add a failure domain.
 HELLO_QUIET_SECONDS: Final = 0.5
 SERVE_BATCH_BYTES: Final = 2 * MIB  # read in one call in a worker, then written out
 SERVE_BATCH_BLOCKS_MAX: Final = 128
-PARITY_BATCH_BYTES: Final = 2 * MIB  # computed in one call; two batches are kept per segment
+PARITY_BATCH_BYTES: Final = 2 * MIB  # computed in one call
+PARITY_KEPT_BYTES: Final = 16 * MIB  # for slots that are behind others; one segment at a time
 READ_AHEAD_BYTES: Final = 16 * MIB
 # All readers together; above it each goes on with one block at a time.
 READ_AHEAD_TOTAL_BYTES: Final = 128 * MIB
@@ -424,6 +429,7 @@ assert 2 * WORKING_SECONDS < SLOT_STALL_SECONDS < SLOT_SILENCE_SECONDS < REQUEST
 assert SLOT_STALL_SECONDS < SLOT_LAST_SECONDS < 5 - 2 * SLOT_WATCH_SECONDS
 assert SLOT_STALL_SECONDS + SLOT_STALL_AGAIN_SECONDS + 2 * SLOT_WATCH_SECONDS < 5  # for two of them
 assert MESSAGE_SECONDS < KEEPER_SECONDS  # an upload shows itself between two steps
+assert CLOCK_SKEW_SECONDS_MAX + KEEPER_SECONDS < LEASE_SECONDS_MIN / 2 < LEASE_SECONDS
 assert AT_RISK_SECONDS < HEALTH_CHECK_SECONDS < AWAY_SECONDS
 assert SEGMENT_BYTES_MAX <= PLACEMENT_GROUP_BYTES
 # Entries of a directory whose links lie about sizes.

@@ -11,13 +11,13 @@ import hashlib
 import ipaddress
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from dstore.core.cid import CID
 from dstore.core.manifest import Code, Segment
 from dstore.core.peerid import PeerId
-from dstore.limits import PLACEMENT_GROUP_BYTES, SCORE_MIN
+from dstore.limits import MIB, PLACEMENT_GROUP_BYTES, SCORE_MIN, SEGMENT_BYTES_MAX
 
 UNVERIFIED: Final = "unverified"
 """The one domain of all peers of which neither label nor address is known."""
@@ -170,10 +170,34 @@ def domain_components(candidates: Iterable[Candidate]) -> dict[PeerId, str]:
     return components({candidate.peer: candidate.domains for candidate in candidates})
 
 
-def choose_code(domains: int) -> Code:
-    """The code for that many live failure domains.  Below three it is two copies, which
-    survive one loss at most: the caller warns."""
-    return max((row for row in _CODES if row[0] <= max(domains, 0)), key=lambda row: row[0])[1]
+def less_room(candidates: Iterable[Candidate], taken: Mapping[PeerId, int]) -> list[Candidate]:
+    """The candidates with so many bytes less free than they said: what was brought to them, or
+    is on its way, since they said it."""
+    return [
+        replace(one, free_bytes=one.free_bytes - taken[one.peer]) if one.peer in taken else one
+        for one in candidates
+    ]
+
+
+def choose_code(
+    candidates: Collection[Candidate], data_bytes: int, holding: Collection[PeerId] = ()
+) -> Code:
+    """The code for so much data on these candidates: by the failure domains in which somebody
+    has room for a slot of its largest segment, or is of `holding` and needs none.  Below three
+    domains it is two copies, which survive one loss at most: the caller warns."""
+    domain_of = domain_components(candidates)
+    segment_bytes = min(data_bytes, SEGMENT_BYTES_MAX)
+
+    def domains(slot_bytes: int) -> int:
+        able = (c.peer for c in candidates if c.peer in holding or c.free_bytes >= slot_bytes)
+        return len({domain_of[peer] for peer in able})
+
+    # A slot of a small file is a whole block.
+    return next(
+        code
+        for least, code in reversed(_CODES)
+        if domains(max(segment_bytes // code.k, min(segment_bytes, MIB))) >= least
+    )
 
 
 # --- Assignment ------------------------------------------------------------------------

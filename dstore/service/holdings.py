@@ -18,8 +18,8 @@ from dstore.limits import HELLO_SECONDS
 from dstore.network.fragments_client import FragmentsClient
 from dstore.network.streams import Network
 from dstore.runtime import Runtime, open_plain_nursery
+from dstore.service.offer import Offer
 from dstore.service.stores import Stores
-from dstore.service.upload import Offer
 
 Holding = dict[int, dict[PeerId, float]]
 """Slot → the peers that have it whole, each with the end of its lease in unix seconds."""

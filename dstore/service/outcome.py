@@ -10,7 +10,8 @@ from dstore.core.guarantee import Guarantee, describe, worst
 from dstore.core.manifest import Code
 from dstore.core.peerid import PeerId
 from dstore.core.placement import lacking
-from dstore.service.upload import Offer, Placed
+from dstore.service.offer import Offer
+from dstore.service.upload import Placed
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,11 @@ class Outcome:
                 "the loss of a single peer may make the file unreadable: more storage nodes are "
                 "needed"
             )
-        elif reached.peers < code.m:
+        elif min(reached.peers, reached.domains) < code.m:
+            where = "" if reached.peers < code.m else ", in failure domains of their own"
             warnings.append(
                 f"{describe(reached)}; code {code.k}+{code.m} can do more: add again when more "
-                "storage nodes are there"
+                f"storage nodes are there{where}"
             )
         return warnings
 

@@ -7,7 +7,8 @@ thing again finds what is stored and what holders acknowledged, and does the res
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +18,14 @@ from dstore.core.cid import CID
 from dstore.core.guarantee import Guarantee, describe, worst
 from dstore.core.manifest import Code, Manifest, Segment
 from dstore.core.peerid import PeerId
-from dstore.core.placement import Candidate, choose_code, domain_components, group_key
+from dstore.core.placement import Candidate, choose_code, group_key, less_room
 from dstore.errors import CallerError, CorruptStore, DataError, InsufficientPeers, NotFoundError
-from dstore.limits import ANNOUNCE_POLL_SECONDS, ANNOUNCE_SECONDS, HELLO_KEPT_SECONDS
+from dstore.limits import (
+    ANNOUNCE_POLL_SECONDS,
+    ANNOUNCE_SECONDS,
+    HELLO_KEPT_SECONDS,
+    RECORD_MANIFESTS_MAX,
+)
 from dstore.network.routing import Routing
 from dstore.network.streams import Network
 from dstore.runtime import Runtime
@@ -28,6 +34,7 @@ from dstore.service.encoding import Encoded, encode_root
 from dstore.service.holdings import Holdings
 from dstore.service.importing import Imported
 from dstore.service.localadd import Import, Operation, add_locally
+from dstore.service.offer import Offer
 from dstore.service.outcome import Outcome, Standing, standing, worst_standing
 from dstore.service.pinrecords import PinRecords, Wish
 from dstore.service.progress import AddOptions, AddResult, GuaranteeStatus, Progress, Report
@@ -35,7 +42,7 @@ from dstore.service.reprovide import Reprovider
 from dstore.service.restore import manifest_row
 from dstore.service.rootturns import RootTurns, let_go_of
 from dstore.service.stores import Stores
-from dstore.service.upload import Offer, Placed, Uploader
+from dstore.service.upload import Placed, Uploader
 from dstore.storage.rows import (
     PinRow,
     ReferenceKind,
@@ -120,7 +127,8 @@ class Publisher:
             )
         asked_at = trio.current_time()
         remote = await self._candidates.find(root.multihash)
-        takers = await self._takers(root, remote)
+        holding = await self._runtime.workers.run(self._holding, root)
+        takers = [one for one in remote if one.free_bytes > 0 or one.peer in holding]
         if not takers:
             nobody = "no other storage node " + ("has room" if remote else "answered")
             if options.require_guarantee > 0:
@@ -132,7 +140,7 @@ class Publisher:
                 guarantee=GuaranteeStatus(0, 0, "one copy, on this node"),
                 warnings=(*imported.warnings, f"{nobody}: stored here only"),
             )
-        code = self._choose(takers, options)
+        code = self._choose(takers, imported.size, holding, options)
         async with (
             self._turns.protecting(root),
             Operation("protect", self._stores, self._runtime) as save,
@@ -183,13 +191,14 @@ class Publisher:
         if options.require_guarantee <= 0:
             return
 
-        def work() -> Guarantee:
-            return _worst(
-                offer.guarantee(offer.assign(offer.worth_keeping()).holders)
-                for offer in self._offers(encoded.manifest, wish, candidates)
-            )
+        def plans() -> Iterator[Guarantee]:
+            taken: Counter[PeerId] = Counter()
+            for offer in self._offers(encoded.manifest, wish, candidates, taken):
+                plan = offer.assign(offer.worth_keeping())
+                taken.update(offer.bytes_of(plan.new))
+                yield offer.guarantee(plan.holders)
 
-        planned = await self._runtime.workers.run(work)
+        planned = await self._runtime.workers.run(lambda: _worst(plans()))
         if planned.peers < options.require_guarantee:
             raise InsufficientPeers(
                 f"with the {len(candidates)} storage nodes that answered, {encoded.manifest.root} "
@@ -197,23 +206,26 @@ class Publisher:
                 "here only"
             )
 
-    async def _takers(self, root: CID, remote: Sequence[Candidate]) -> list[Candidate]:
-        """Those with room, and those that need none: they have slots of the root already."""
+    def _holding(self, root: CID) -> set[PeerId]:
+        """In a worker: who has promised slots of the root, and so needs no room for them: adding
+        again is to choose the code that was chosen before."""
+        catalog = self._stores.catalog
+        rows = catalog.manifests_of(root)[:RECORD_MANIFESTS_MAX]
+        leases = (
+            one for row in rows for cid in row.segments[:1] for one in catalog.placements(cid)
+        )
+        return {one.peer for one in leases if one.lease is not None}
 
-        def holders() -> set[PeerId]:
-            catalog = self._stores.catalog
-            segments = (cid for row in catalog.manifests_of(root) for cid in row.segments)
-            return {row.peer for cid in segments for row in catalog.placements(cid)}
-
-        holding: set[PeerId] = set()
-        if any(one.free_bytes <= 0 for one in remote):
-            holding = await self._runtime.workers.run(holders)
-        return [one for one in remote if one.free_bytes > 0 or one.peer in holding]
-
-    def _choose(self, takers: Sequence[Candidate], options: AddOptions) -> Code:
+    def _choose(
+        self,
+        takers: Sequence[Candidate],
+        size: int,
+        holding: Collection[PeerId],
+        options: AddOptions,
+    ) -> Code:
         if options.code:
             return _code(options.code)
-        return choose_code(len(set(domain_components(self._with_own(takers)).values())))
+        return choose_code(self._with_own(takers), size, holding)
 
     def _with_own(self, remote: Sequence[Candidate]) -> list[Candidate]:
         """The candidates.  This node comes last among them: it takes a slot only where no other
@@ -251,10 +263,15 @@ class Publisher:
         return await self._runtime.workers.run(work)
 
     def _offers(
-        self, manifest: Manifest, wish: Wish, candidates: Sequence[Candidate]
+        self,
+        manifest: Manifest,
+        wish: Wish,
+        candidates: Sequence[Candidate],
+        taken: Mapping[PeerId, int],
     ) -> Iterator[Offer]:
         """In a worker: what is offered of each segment, read from the store; segments that
-        begin within the same 64 GiB of the root share a placement group, and so their holders."""
+        begin within the same 64 GiB of the root share a placement group, and so their holders.
+        The room of the candidates is less by what segments before have `taken`."""
         offset = 0
         for ref in manifest.segments:
             block = self._stores.blocks.get(ref.cid)
@@ -263,7 +280,7 @@ class Publisher:
                 manifest=manifest.cid,
                 segment=Segment.decode(block),
                 documents={manifest.cid: manifest.block, ref.cid: block},
-                candidates=candidates,
+                candidates=less_room(candidates, taken),
                 group=group_key(manifest.root, offset),
                 stored=self._leased(ref.cid, {candidate.peer for candidate in candidates}),
             )
@@ -293,7 +310,8 @@ class Publisher:
         standings: list[Standing] = []
         failed: set[PeerId] = set()
         silent: set[PeerId] = set()
-        offers = self._offers(encoded.manifest, wish, candidates)
+        taken: Counter[PeerId] = Counter()
+        offers = self._offers(encoded.manifest, wish, candidates, taken)
         while (offer := await run(next, offers, None)) is not None:
             if not confirm:
                 offer = await self._holdings.confirmed(offer, silent, wish.expires)
@@ -304,6 +322,7 @@ class Publisher:
             one = await self._uploader.place(offer, held, stored, confirm=confirm, avoid=failed)
             one.failures.update((peer, "did not answer") for peer in silent - one.failures.keys())
             failed.update(one.failures)
+            taken.update(offer.bytes_of(one.brought))
             self._candidates.forget(one.failures)
             placed.append(one)
             standings.append(standing(offer, one.holders, own))
@@ -341,7 +360,7 @@ class Publisher:
             return None
         standings: list[Standing] = []
         silent: set[PeerId] = set()
-        offers = self._offers(manifest, wish, candidates)
+        offers = self._offers(manifest, wish, candidates, {})
         while (offer := await run(next, offers, None)) is not None:
             offer = await self._holdings.confirmed(offer, silent, pin.expires or 0.0)
             standings.append(standing(offer, offer.stored, self._network.peer_id))

@@ -7,14 +7,20 @@ send it, costs a tenth of storing it durably, reading it back and deleting it.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import trio
 
 from dstore.core import erasure
 from dstore.core.manifest import Segment
-from dstore.limits import PARITY_BATCH_BYTES, SERVE_BATCH_BLOCKS_MAX, SERVE_BATCH_BYTES
+from dstore.limits import (
+    PARITY_BATCH_BYTES,
+    PARITY_KEPT_BYTES,
+    SERVE_BATCH_BLOCKS_MAX,
+    SERVE_BATCH_BYTES,
+)
 from dstore.network.fragments_client import SlotBlock
 from dstore.runtime import Workers
 from dstore.storage.blockstore import BlockStore
@@ -53,31 +59,61 @@ class DataReader:
         return batch
 
 
+@dataclass(eq=False)
+class _Batch:
+    """The parity of some stripes, by stripe and row."""
+
+    rows: Mapping[int, Sequence[bytes]]
+    size: int
+
+    @property
+    def last(self) -> int:
+        """The last stripe of it."""
+        return max(self.rows)
+
+
 class ParityReader:
     """Computes the parity of a segment for all its slots together: what one slot asks for is
-    kept for the others, as long as none of them is more than two batches behind."""
+    kept for the others, as far as PARITY_KEPT_BYTES go."""
 
     def __init__(self, blocks: BlockStore, workers: Workers, segment: Segment) -> None:
         self._blocks = blocks
         self._workers = workers
         self._segment = segment
-        self._batches: OrderedDict[int, dict[int, list[bytes]]] = OrderedDict()
+        self._batches: list[_Batch] = []
+        self._at: dict[int, int] = {}  # the stripe that each slot asked for last
         self._lock = trio.Lock()
 
     async def read(self, stripe: int, slot: int) -> bytes:
         """The fragment of the stripe in that slot, one of parity."""
-        row = slot - self._segment.k
+        self._at[slot] = stripe
         async with self._lock:
-            for batch in self._batches.values():
-                if stripe in batch:
-                    return batch[stripe][row]
-            made = await self._workers.run(self._make_from, stripe)
-            self._batches[stripe] = made
-            if len(self._batches) > 2:
-                self._batches.popitem(last=False)
-            return made[stripe][row]
+            found = next((one for one in self._batches if stripe in one.rows), None)
+            if found is None:
+                found = await self._workers.run(self._make_from, stripe)
+                self._make_room(found.size)
+                self._batches.append(found)
+            return found.rows[stripe][slot - self._segment.k]
 
-    def _make_from(self, start: int) -> dict[int, list[bytes]]:
+    def ended(self, slot: int) -> None:
+        """Nobody asks for the slot any more: nothing is kept for it."""
+        self._at.pop(slot, None)
+
+    def _make_room(self, size: int) -> None:
+        """Let go of what all slots have passed, then of what the slots behind it come to last."""
+
+        def ahead(batch: _Batch) -> float:
+            return min(
+                (batch.last - at for at in self._at.values() if at < batch.last), default=math.inf
+            )
+
+        kept = sum(one.size for one in self._batches)
+        while self._batches and kept + size > PARITY_KEPT_BYTES:
+            one = max(self._batches, key=ahead)
+            self._batches.remove(one)
+            kept -= one.size
+
+    def _make_from(self, start: int) -> _Batch:
         """In a worker: the parity of some stripes from `start` on, at least one."""
         segment, batch, size = self._segment, dict[int, list[bytes]](), 0
         for index in range(start, len(segment.stripes)):
@@ -87,4 +123,4 @@ class ParityReader:
             size += segment.m * stripe.length
             if size >= PARITY_BATCH_BYTES or len(batch) >= SERVE_BATCH_BLOCKS_MAX:
                 break
-        return batch
+        return _Batch(batch, size)

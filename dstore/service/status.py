@@ -154,9 +154,9 @@ class StatusReader:
                 if peer == self._network.peer_id:
                     found[peer] = self._own_domains
                     continue
-                row = self._stores.catalog.peer(peer)
-                addresses = self._network.known_addresses(peer)
-                found[peer] = peer_domains(addresses, row.domains if row else ())
+                row, reached = self._stores.catalog.peer(peer), self._network.reached_at(peer)
+                known = row.domains if row else ()  # where it was when it last answered
+                found[peer] = peer_domains([reached], known) if reached else frozenset(known)
             return found
 
         return await self._runtime.workers.run(work)

@@ -13,11 +13,12 @@ import trio
 
 from dstore.core import wire
 from dstore.core.cid import CID
-from dstore.core.guarantee import Guarantee, guarantee, shapes_of
-from dstore.core.manifest import Segment
 from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import Lease, open_lease
-from dstore.core.placement import Assignment, Candidate, assign, domain_components, enough, needs_of
+from dstore.core.placement import (
+    Assignment,
+    enough,
+)
 from dstore.errors import (
     CorruptStore,
     DeadlineExceeded,
@@ -28,6 +29,8 @@ from dstore.errors import (
     Refused,
 )
 from dstore.limits import (
+    CLOCK_SKEW_SECONDS_MAX,
+    LEASE_SECONDS_MIN,
     SERVE_BATCH_BYTES,
     SLOT_ACCEPT_SECONDS,
     SLOT_LAST_SECONDS,
@@ -42,74 +45,12 @@ from dstore.network.slot_upload import ReadFragment
 from dstore.network.streams import Network
 from dstore.runtime import JointWork, Runtime, open_plain_nursery
 from dstore.service.holder import LocalHolder, LocalReception
-from dstore.service.pinrecords import Wish
+from dstore.service.offer import Offer
 from dstore.service.slotreader import DataReader, ParityReader
 from dstore.service.stores import Stores
 from dstore.storage.rows import Placement
 
 Stored = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What is offered with every slot of one segment; `documents` are the blocks of the
-    manifest and the segment, `stored` the peers that have slots of it already, as far as is
-    known."""
-
-    wish: Wish
-    manifest: CID
-    segment: Segment
-    documents: Mapping[CID, bytes]
-    candidates: Sequence[Candidate]
-    group: bytes
-    stored: Mapping[int, Collection[PeerId]] = field(default_factory=dict)
-
-    async def load(self, cid: CID) -> bytes:
-        """One of the documents, as a holder asks for it."""
-        return self.documents[cid]
-
-    async def load_all(self, cids: Sequence[CID]) -> list[bytes]:
-        """Some of the documents."""
-        return [self.documents[cid] for cid in cids]
-
-    def assign(
-        self, holders: Mapping[int, Collection[PeerId]], avoid: Collection[PeerId] = ()
-    ) -> Assignment:
-        """Who is to hold what, given who holds some of it already."""
-        return assign(
-            self.segment.cid,
-            needs_of(self.segment),
-            self.candidates,
-            self.segment.code,
-            placed=holders,
-            avoid=avoid,
-            group=self.group,
-            stored=self.stored,
-        )
-
-    def guarantee(self, holders: Mapping[int, Collection[PeerId]]) -> Guarantee:
-        """What may be lost once the slots have these holders."""
-        return guarantee(shapes_of(self.segment), holders, domain_components(self.candidates))
-
-    def worth_keeping(self) -> dict[int, tuple[PeerId, ...]]:
-        """Of what is stored already, what leaves the slots as well spread as they could be now:
-        peers that took many slots when there were few peers keep their fair share."""
-        fresh = self.assign({}).holders
-        domain_of = domain_components(self.candidates)
-        everybody = [peer for peers in fresh.values() for peer in peers]
-        per_peer = max(Counter(everybody).values(), default=0)
-        per_domain = max(Counter(domain_of[peer] for peer in everybody).values(), default=0)
-        in_peer: Counter[PeerId] = Counter()
-        in_domain: Counter[str] = Counter()
-        kept: dict[int, tuple[PeerId, ...]] = {}
-        for slot, peers in sorted(self.stored.items()):
-            for peer in sorted(peers):
-                domain = domain_of[peer]
-                if in_peer[peer] < per_peer and in_domain[domain] < per_domain:
-                    in_peer[peer] += 1
-                    in_domain[domain] += 1
-                    kept[slot] = (*kept.get(slot, ()), peer)
-        return kept
 
 
 @dataclass
@@ -119,6 +60,8 @@ class Placed:
     assignment: Assignment
     holders: dict[int, set[PeerId]] = field(default_factory=dict)
     failures: dict[PeerId, str] = field(default_factory=dict)
+    brought: Mapping[int, Collection[PeerId]] = field(default_factory=dict)
+    """Of the holders, those that did not hold the slot before."""
 
     @property
     def complete(self) -> bool:
@@ -164,6 +107,7 @@ class _Bringing:
     stored: Stored
     parity: ParityReader
     avoid: Collection[PeerId]
+    held: Mapping[int, Collection[PeerId]]  # before
     holders: dict[int, set[PeerId]] = field(default_factory=dict)
     ways: list[_Way] = field(default_factory=list)
     failures: dict[PeerId, str] = field(default_factory=dict)
@@ -181,12 +125,19 @@ class _Bringing:
             planned.setdefault(way.slot, set()).add(way.peer)
         return planned
 
+    def brought(self) -> dict[int, set[PeerId]]:
+        """Who holds the slots, or is about to, and did not before."""
+        return {
+            slot: peers - set(self.held.get(slot, ())) for slot, peers in self.planned().items()
+        }
+
     def assignment(self, placed: Mapping[int, Collection[PeerId]]) -> Assignment:
         """Who is to hold what, given who holds some of it, without the peers that failed;
         those of `avoid`, and slow ones, where it takes them to place every slot."""
-        found = self.offer.assign(placed, {*self.avoid, *self.failures})
+        brought = self.brought()
+        found = self.offer.assign(placed, {*self.avoid, *self.failures}, brought)
         if (self.avoid or self.slow) and found.unplaced:
-            found = self.offer.assign(placed, self.failures.keys() - self.slow)
+            found = self.offer.assign(placed, self.failures.keys() - self.slow, brought)
         return found
 
     def lacking(self) -> dict[int, tuple[PeerId, ...]]:
@@ -202,17 +153,23 @@ class _Bringing:
 
     def stalled(self) -> list[_Way]:
         """Ways without news for longer than the others' pace explains, whose slot somebody
-        else could take, or has waited for as long as an add may stand still."""
+        else could take and be as well apart from the others, or has waited for as long as an
+        add may stand still: who is merely far is worth that."""
         now = trio.current_time()
-        found = []
+        found: list[_Way] = []
+        planned, avoid = self.planned(), {*self.avoid, *self.failures}
         for way in self.under_way:
             if now - way.news_at > self._patience_seconds(way, now):
-                planned = self.planned()
-                planned[way.slot].discard(way.peer)
-                avoid = {*self.avoid, *self.failures, way.peer}
-                elsewhere = self.offer.assign(planned, avoid).new
-                if way.slot in elsewhere or self._overdue(way.slot, [way.peer]):
+                slot, peer = way.slot, way.peer
+                planned[slot].discard(peer)
+                to = self.offer.assign(planned, {*avoid, peer}, self.brought()).new.get(slot, ())
+                well = to and not self.offer.crowds(planned, peer, to)
+                if well or self._overdue(slot, [peer]):
                     found.append(way)
+                    avoid.add(peer)
+                    planned[slot].update(to)  # two do not go to the one free domain
+                else:
+                    planned[slot].add(peer)
         return found
 
     def _overdue(self, slot: int, peers: Collection[PeerId]) -> bool:
@@ -277,7 +234,7 @@ class Uploader:
         resort; never raises for them.
         """
         parity = ParityReader(self._stores.blocks, self._runtime.workers, offer.segment)
-        bringing = _Bringing(offer, stored, parity, frozenset(avoid))
+        bringing = _Bringing(offer, stored, parity, frozenset(avoid), held)
         limiter = trio.CapacityLimiter(UPLOADS_MAX)
         async with open_plain_nursery() as nursery:
             if confirm:
@@ -293,7 +250,7 @@ class Uploader:
                 for way in bringing.stalled():
                     way.scope.cancel()
         result = bringing.assignment(bringing.holders)
-        return Placed(result, bringing.holders, bringing.failures)
+        return Placed(result, bringing.holders, bringing.failures, bringing.brought())
 
     async def _start(
         self,
@@ -350,6 +307,7 @@ class Uploader:
             await self._noting_leases.run(placement)
             bringing.holders.setdefault(slot, set()).add(peer)
         way.ended = True
+        bringing.parity.ended(slot)
         bringing.changed.set()
 
     async def _put(self, bringing: _Bringing, way: _Way) -> bytes:
@@ -439,8 +397,12 @@ class Uploader:
             raise ProtocolViolation(f"{peer} answered with a lease for something else")
         if lease.bytes != segment.slot_bytes(slot):
             raise ProtocolViolation(f"{peer} answered with a lease of {lease.bytes} bytes")
-        if lease.expires <= now:
-            raise ProtocolViolation(f"{peer} answered with a lease that has ended")
+        # By the holder's clock, that it runs for a day; the owner may want less.
+        if lease.expires < min(
+            offer.wish.expires, now + LEASE_SECONDS_MIN - CLOCK_SKEW_SECONDS_MAX
+        ):
+            left = lease.expires - now
+            raise ProtocolViolation(f"{peer} answered with a lease of {left:.0f} seconds")
         return lease
 
     def _note_leases(self, placements: Sequence[Placement]) -> list[bool]:

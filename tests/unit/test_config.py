@@ -62,11 +62,14 @@ def test_all_faults_are_named_at_once_with_the_nearest_key() -> None:
 def test_contradictions_are_faults_too() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(
-            '[api]\nlisten = "0.0.0.0:80"\n[network]\nbootstrap = ["/ip4/1.2.3.4/tcp/1"]', {}
+            '[api]\nlisten = "0.0.0.0:80"\n[network]\nbootstrap = ["/ip4/1.2.3.4/tcp/1"]'
+            '\n[pins]\nlease = "23h"',
+            {},
         )
     assert [fault.split(":")[0] for fault in caught.value.faults] == [
         "api.listen",
         "network.bootstrap",
+        "pins.lease",
     ]
 
 

@@ -57,7 +57,7 @@ class PeerTables:
         domains: Sequence[str],
         now: float,
     ) -> None:
-        """What the peer's Hello said."""
+        """What the peer's Hello said, and the failure domains in which it was reached then."""
         with self._db.transaction(durable=False) as connection:
             self._ensure(connection, peer, now)
             connection.execute(
@@ -113,11 +113,12 @@ class PeerTables:
             row = connection.execute(f"{_SELECT} WHERE peer = ?", (peer.binary,)).fetchone()
         return _peer(row) if row else None
 
-    def peers(self, limit: int) -> list[PeerRow]:
-        """The peers last seen, newest first."""
+    def peers(self, limit: int, role: str | None = None) -> list[PeerRow]:
+        """The peers last seen, newest first; with `role`, those that had it then."""
         with self._db.reading() as connection:
             rows = connection.execute(
-                f"{_SELECT} ORDER BY last_seen DESC LIMIT ?", (limit,)
+                f"{_SELECT} WHERE ?1 IS NULL OR role = ?1 ORDER BY last_seen DESC LIMIT ?2",
+                (role, limit),
             ).fetchall()
         return [_peer(row) for row in rows]
 

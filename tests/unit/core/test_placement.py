@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -28,7 +29,7 @@ from dstore.core.placement import (
     lacking,
     likely_first,
 )
-from dstore.limits import GIB, PLACEMENT_GROUP_BYTES
+from dstore.limits import GIB, MIB, PLACEMENT_GROUP_BYTES
 from dstore.testing.deterministic import peer_number
 
 SEGMENT = CID.of(RAW, b"a segment")
@@ -123,15 +124,38 @@ def test_components_are_the_reachable_peers(labels: list[frozenset[str]], order:
     assert components(dict(shuffled)) == found
 
 
+def apart(count: int, free_bytes: int = 1 << 40) -> list[Candidate]:
+    """Candidates, each a failure domain of its own."""
+    return [Candidate(peer_number(n), frozenset({f"label:{n}"}), free_bytes) for n in range(count)]
+
+
 def test_choose_code() -> None:
     table = {0: "1+1", 1: "1+1", 2: "1+1", 3: "2+1", 4: "2+2", 5: "2+2", 6: "3+2", 7: "4+2"}
     table |= {8: "4+2", 9: "4+2", 10: "6+3", 11: "6+3", 12: "7+4", 23: "7+4", 24: "14+8"}
     table |= {1000: "14+8"}
-    assert {count: str(choose_code(count)) for count in table} == table
+    assert {count: str(choose_code(apart(count), 10**12)) for count in table} == table
     for count in range(5, 100):
-        code = choose_code(count)
+        code = choose_code(apart(count), 10**12)
         assert code.m >= 2
         assert code.n <= count - 1  # a repair has somewhere to go
+
+
+def test_only_domains_with_room_for_a_slot_count() -> None:
+    roomy, full = apart(5), apart(30, 900_000)[5:]
+    assert choose_code([*roomy, *full], 20 * MIB) == choose_code(roomy, 20 * MIB) == Code(2, 2)
+    # Somebody else in the domain may have it, or the peer that holds its slot already.
+    beside = [replace(one, peer=peer_number(100 + n), free_bytes=GIB) for n, one in enumerate(full)]
+    assert choose_code([*roomy, *full, *beside], 20 * MIB) == Code(14, 8)
+    holding = {one.peer for one in full}
+    assert choose_code([*roomy, *full], 20 * MIB, holding) == Code(14, 8)
+    # A large enough k makes slots that fit; a small file has one block in each of its slots.
+    some = apart(12, 15 * MIB)
+    assert choose_code(some, 100 * MIB) == Code(7, 4)
+    assert choose_code(some, 110 * MIB) == Code(1, 1)
+    assert choose_code(apart(7, 500_000), 500_000) == Code(4, 2)
+    assert choose_code(apart(7, 400_000), 500_000) == Code(1, 1)
+    # No segment is larger than a gibibyte.
+    assert choose_code(apart(24, GIB // 14), 10**13) == Code(14, 8)
 
 
 # --- Assignment ------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from dstore.core.placement import Candidate
 from dstore.errors import CorruptStore, DeadlineExceeded, DstoreError, Refused, Unreachable
 from dstore.limits import GIB, UPLOADS_MAX
 from dstore.network.fragments_client import FragmentsClient, PutProgress, SlotBlock
+from dstore.service.offer import Offer
 from dstore.service.pinrecords import Wish
-from dstore.service.upload import Offer, Placed, Uploader
+from dstore.service.upload import Placed, Uploader
 from dstore.testing.cluster import node_key
 from dstore.testing.single_holder import (
     DAY,
@@ -99,6 +100,7 @@ class Signed:
 
     envelope: bytes
     owner: bytes
+    expires: float
     next: bytes | None = None
     asked: list[PeerId] = field(default_factory=list)
 
@@ -120,12 +122,20 @@ class Bench:
             here.stores,
             here.runtime,
         )
-        self.wish = Signed(root.record(here.owner), here.owner.public)
+        self.wish = Signed(root.record(here.owner), here.owner.public, START + 365 * DAY)
         self.told: list[int] = []
+        self.room_bytes = GIB
+        self.until = START + 365 * DAY
 
     def offer(self, *peers: int) -> Offer:
-        candidates = [Candidate(node_key(n).peer_id, frozenset({f"label:{n}"}), GIB) for n in peers]
-        root = self.root
+        candidates = [
+            Candidate(node_key(n).peer_id, frozenset({f"label:{n}"}), self.room_bytes)
+            for n in peers
+        ]
+        root, owner = self.root, self.here.owner
+        if self.until != self.wish.expires:
+            record = root.record(owner, expires=self.until)
+            self.wish = Signed(record, owner.public, self.until)
         return Offer(
             wish=cast("Wish", self.wish),
             manifest=root.manifest.cid,
@@ -184,12 +194,34 @@ async def test_who_fails_is_replaced(tmp_path: Path, error: DstoreError) -> None
         assert placed.assignment.unplaced == (0, 1, 2)
 
 
+async def test_room_is_taken_by_what_is_on_its_way(tmp_path: Path) -> None:
+    async with open_single_holder(tmp_path) as here:
+        bench = Bench(here, protect())
+        bench.room_bytes = 4000  # for one slot of 3000
+        bench.holders.errors[node_key(3).peer_id] = Unreachable("gone")
+        placed = await bench.place(2, 3, 4)
+        assert placed.assignment.unplaced != ()
+        assert len(bench.holders.offers) == 3
+        # What a peer held before takes none: its word about its room came after.
+        bench.holders.errors.clear()
+        bench.holders.offers.clear()
+        bench.room_bytes = 3000
+        held = placed.holders
+        placed = await bench.place(2, 3, 4, held=held)
+        assert placed.complete
+        assert {slot: peers for slot, peers in placed.brought.items() if peers} == {
+            slot: peers for slot, peers in placed.holders.items() if slot not in held
+        }
+
+
 LIES: dict[str, Callable[[Lease], Lease]] = {
     "another slot": lambda one: replace(one, slot=one.slot + 1),
     "another segment": lambda one: replace(one, segment=protect(9).segment.cid),
     "another owner": lambda one: replace(one, owner=node_key(8, "owner").public),
     "another holder": lambda one: replace(one, holder=node_key(8).peer_id),
     "fewer bytes": lambda one: replace(one, bytes=one.bytes - 1),
+    "a second": lambda one: replace(one, expires=int(START + 1)),
+    "less than a day": lambda one: replace(one, expires=int(START + DAY - 601)),
     "ended": lambda one: replace(one, issued=int(START - DAY), expires=int(START - 1)),
 }
 
@@ -205,6 +237,15 @@ async def test_a_lease_for_anything_else_is_none(tmp_path: Path, lie: str) -> No
         assert all(liar not in peers for peers in placed.holders.values())
         assert "answered with a lease" in placed.failures[liar]
         assert all(peer != liar for _, peer in bench.on_record())
+
+
+async def test_a_lease_runs_no_longer_than_the_owner_wants(tmp_path: Path) -> None:
+    async with open_single_holder(tmp_path) as here:
+        bench = Bench(here, protect())
+        bench.until = START + 3600
+        bench.holders.lie = lambda one: replace(one, expires=int(START + 3600))
+        bench.holders.liars = {node_key(n).peer_id for n in (2, 3, 4)}
+        assert (await bench.place(2, 3, 4)).complete
 
 
 async def test_what_holders_have_is_not_sent_again(tmp_path: Path) -> None:
