@@ -59,7 +59,8 @@ class Search(Generic[T]):
     meanwhile too.
 
     `attempt` makes the result of a segment that lists the block; where it fails, the search
-    goes on.  `direct`, which needs no segment, comes last, or as soon as a segment fails.
+    goes on.  `direct`, which needs no segment, comes last, or as soon as a segment fails or
+    leads nowhere for long.
     """
 
     def __init__(
@@ -114,10 +115,11 @@ class Search(Generic[T]):
     async def _race(self, way: Way | None) -> None:
         """Try `way`, then one way after another: the next where one has failed, or after a
         while beside those that are under way."""
-        self._alone_until = trio.current_time() + HEDGE_SECONDS
+        alone_seconds = HEDGE_SECONDS
         async with open_plain_nursery() as nursery:
             while not self._result:
                 way = way or self._next()
+                self._alone_until = trio.current_time() + alone_seconds
                 if way is not None:
                     self._running += 1
                     nursery.start_soon(self._run, way)
@@ -126,7 +128,7 @@ class Search(Generic[T]):
                 way = None
                 self._news = trio.Event()
                 await self._wait()
-                self._alone_until = trio.current_time() + HEDGE_SECONDS_UNKNOWN
+                alone_seconds = HEDGE_SECONDS_UNKNOWN
             nursery.cancel_scope.cancel()
 
     async def _wait(self) -> None:
@@ -170,7 +172,8 @@ class Search(Generic[T]):
                 self._late_at[manifest.cid] = trio.current_time() + HEDGE_SECONDS
                 return partial(self._try, manifest, ref)
             self._ended.add(manifest.cid)
-        return None if self._running else self._take_direct()
+        stuck = bool(self._attempted) and trio.current_time() >= self._alone_until
+        return self._take_direct() if stuck or not self._running else None
 
     def _note_late(self) -> None:
         """What is waited for too long comes later in the next search, unless it leads to the

@@ -14,6 +14,7 @@ from functools import partial
 
 import trio
 
+from dstore.core import wire
 from dstore.core.cid import CID
 from dstore.core.manifest import Manifest, Segment, SegmentRef
 from dstore.core.peerid import PeerId
@@ -153,12 +154,12 @@ class RootSegments:
         self, segment: CID, peers: Collection[PeerId] = (), enough: int = HOLDER_MAP_PEERS_ASKED
     ) -> Holders:
         """Who holds what of the segment, by this node's catalog and by what `enough` peers
-        say: those given, the known sources, and holders that the catalog knows."""
+        who know of any say: those given, the known sources, and holders that the catalog knows."""
         placements = await self._runtime.workers.run(self._stores.catalog.placements, segment)
         own = self._network.peer_id
         candidates = {*self._sources.peers, *peers, *(row.peer for row in placements)} - {own}
         ways = [
-            partial(self._client.have, peer, [segment])
+            partial(self._ask_holders, peer, segment)
             for peer in self.near_first(candidates)[:HOLDERS_ASKED_MAX]
         ]
         answers = await gather_enough(
@@ -180,6 +181,14 @@ class RootSegments:
         for slot_holders in holders.values():
             slot_holders.pop(own, None)
         return holders
+
+    async def _ask_holders(self, peer: PeerId, segment: CID) -> wire.Haves:
+        """As the peer answers.  Raises NotFoundError where it knows of none: such an answer is
+        no map, and somebody else is asked."""
+        answer = await self._client.have(peer, [segment])
+        if not any(holding.holders for holding in answer.holdings):
+            raise NotFoundError(f"{peer} knows no holder of {segment}")
+        return answer
 
     def likely_first(self, manifest: Manifest, cid: CID, position: float) -> Iterator[SegmentRef]:
         """The segments that are here already and list the block, then the others, that around
