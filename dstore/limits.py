@@ -158,6 +158,7 @@ INLINE_HASH_BYTES: Final = 32 * KIB  # hashed in place: a hand-over would cost m
 SMALL_WRITES_BYTES: Final = 64 * KIB  # headers and small blocks are written together
 SERVED_MEMORY_BYTES_MAX: Final = 256 * MIB  # all peers together
 SERVED_STREAMS_MAX: Final = 2048  # all peers together
+SERVED_WAIT_SECONDS: Final = 5  # for memory that others have; then a reader is told to go elsewhere
 MESSAGE_SECONDS: Final = 120  # for one whole message or block: a slower peer is given up
 WORKING_SECONDS: Final = 1  # between signs of life while a disk or a check takes long
 SLOT_SILENCE_SECONDS: Final = 4.5  # a holder that says nothing while a slot comes is given up
@@ -284,6 +285,7 @@ HELLO_KEPT_SECONDS: Final = 2  # what one said is taken for true, while it is co
 # Nor one that is silent this long, and four times the slowest answer, after the last of others.
 HELLO_QUIET_SECONDS: Final = 0.5
 SERVE_BATCH_BYTES: Final = 2 * MIB  # read in one call in a worker, then written out
+SERVE_AHEAD_BYTES: Final = MIB  # of these for one stream, where it is more than one block
 SERVE_BATCH_BLOCKS_MAX: Final = 128
 PARITY_BATCH_BYTES: Final = 2 * MIB  # computed in one call; two batches are kept per segment
 READ_AHEAD_BYTES: Final = 16 * MIB
@@ -416,6 +418,8 @@ assert KAD_REPLICAS_WANTED <= KAD_BUCKET <= KAD_PROVIDE_LOOKUP_PEERS < KAD_QUERI
 assert PROVIDE_RETRY_SECONDS < PROVIDE_RETRY_SECONDS_MAX < REPROVIDE_SECONDS
 assert FIND_RECORDS_MAX * RECORD_BYTES_MAX < CONTROL_BYTES_MAX
 assert PEER_BUDGET_BYTES >= 8 * BLOCK_BYTES_MAX
+assert SERVE_AHEAD_BYTES < BLOCK_BYTES_MAX <= SERVE_BATCH_BYTES
+assert SERVED_WAIT_SECONDS < REQUEST_SECONDS
 assert FRAGMENT_STREAMS_PER_PEER_MAX < PEER_STREAMS_SERVED_MAX
 assert 2 * WORKING_SECONDS < SLOT_STALL_SECONDS < SLOT_SILENCE_SECONDS < REQUEST_SECONDS
 assert SLOT_STALL_SECONDS < SLOT_LAST_SECONDS < 5 - 2 * SLOT_WATCH_SECONDS
