@@ -319,7 +319,9 @@ HOLDERS_ASKED_MAX: Final = 64  # when two did not know enough
 SOURCES_TRIED_MAX: Final = 2
 HOLDER_MAP_PEERS_ASKED: Final = 2  # who must agree is unknown; the union is used
 HOLDER_MAP_SECONDS: Final = 5  # what was answered by then is the map
-SEGMENTS_IN_MEMORY: Final = 8  # decoded, a few megabytes each
+SEGMENTS_BYTES_MAX: Final = 64 * MIB  # decoded, of all sessions that read
+SEGMENT_FRAGMENT_BYTES: Final = 512  # what a fragment of a decoded segment, or a holder, takes
+SEGMENT_USED_SECONDS: Final = 30  # since the last use: then a session reads no more
 SESSIONS_MAX: Final = 64  # roots of which holders are remembered
 SESSION_SECONDS: Final = 300
 PREFETCH_NODES: Final = 8
@@ -427,5 +429,6 @@ assert SLOT_STALL_SECONDS + SLOT_STALL_AGAIN_SECONDS + 2 * SLOT_WATCH_SECONDS < 
 assert MESSAGE_SECONDS < KEEPER_SECONDS  # an upload shows itself between two steps
 assert AT_RISK_SECONDS < HEALTH_CHECK_SECONDS < AWAY_SECONDS
 assert SEGMENT_BYTES_MAX <= PLACEMENT_GROUP_BYTES
+assert SEGMENT_FRAGMENTS_MAX * SEGMENT_FRAGMENT_BYTES * 8 <= SEGMENTS_BYTES_MAX
 # Entries of a directory whose links lie about sizes.
 assert API_TREE_TASKS * ENTRY_CONTENT_BYTES_MAX <= API_TREE_BYTES

@@ -68,6 +68,7 @@ from dstore.service.providers import open_provider_keeper
 from dstore.service.publish import Publisher, PublishOptions
 from dstore.service.reprovide import Reprovider
 from dstore.service.retrieve import Retriever
+from dstore.service.segments import SegmentMemory
 from dstore.service.session import RootSession
 from dstore.service.sources import Discovery
 from dstore.service.status import StatusReader
@@ -303,12 +304,12 @@ async def assemble(
         serve_fragments(network, holder, runtime, faults.report)
         discovery = Discovery(network, routing, client, fetcher, stores, runtime, nursery)
         cache = BlockCache(options.memory_cache_bytes)
-
-        def new_session(root: CID) -> RootSession:
-            return RootSession(
-                root, discovery, fetcher, client, network, stores, cache, runtime, nursery
+        memory = SegmentMemory()
+        retriever = Retriever(
+            lambda root: RootSession(
+                root, discovery, fetcher, client, network, stores, cache, runtime, nursery, memory
             )
-
+        )
         publisher = Publisher(
             stores,
             network,
@@ -321,7 +322,7 @@ async def assemble(
             PublishOptions(options.pin_seconds, domains, options.stores_slots),
         )
         keeper = Keeper(stores, holder.leases, runtime)
-        workers = [reprovider.worker, keeper.worker, Worker("faults", faults.step)]
+        workers = [reprovider.worker, keeper.worker, retriever.worker, faults.worker]
         workers += await label_workers(network, candidates, stores, runtime, claims)
         await _begin(workers, nursery, routing, stores, runtime)
         gate = Gate()
@@ -330,7 +331,7 @@ async def assemble(
             network,
             routing,
             publisher,
-            Retriever(new_session),
+            retriever,
             StatusReader(network, client, candidates, stores, runtime, domains),
             PeerList(network, candidates, stores, runtime),
             Pins(stores, network, client, holder.leases, owner, runtime),

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
+from itertools import count
+from weakref import WeakSet
 
 import trio
 
@@ -31,7 +33,9 @@ from dstore.limits import (
     HOLDER_MAP_SECONDS,
     HOLDERS_ASKED_MAX,
     HOLDERS_PER_SLOT_MAX,
-    SEGMENTS_IN_MEMORY,
+    SEGMENT_FRAGMENT_BYTES,
+    SEGMENT_USED_SECONDS,
+    SEGMENTS_BYTES_MAX,
     SOURCES_TRIED_MAX,
 )
 from dstore.network.fragments_client import FragmentsClient
@@ -43,6 +47,34 @@ from dstore.service.flights import Flights
 from dstore.service.race import gather_enough
 from dstore.service.sources import Discovery, RootSources
 from dstore.service.stores import Stores
+
+
+class SegmentMemory:
+    """How much the decoded segments of all sessions take: beyond `bytes_max`, that used longest
+    ago goes, but a session that reads keeps the one it used last."""
+
+    def __init__(self, bytes_max: int = SEGMENTS_BYTES_MAX) -> None:
+        self.numbers = count()  # of uses, of all sessions
+        self._bytes_max = bytes_max
+        self._sessions: WeakSet[RootSegments] = WeakSet()
+
+    @property
+    def taken_bytes(self) -> int:
+        """About what they take."""
+        return sum(session.taken_bytes for session in self._sessions)
+
+    def join(self, session: RootSegments) -> None:
+        """Count what the session keeps, as long as there is one."""
+        self._sessions.add(session)
+
+    def trim(self) -> None:
+        """Drop what is too much."""
+        excess = self.taken_bytes - self._bytes_max
+        while excess > 0:
+            spare = [session for session in self._sessions if session.spares]
+            if not spare:
+                return
+            excess -= min(spare, key=lambda session: session.oldest_use).drop_oldest()
 
 
 class RootSegments:
@@ -58,6 +90,7 @@ class RootSegments:
         stores: Stores,
         runtime: Runtime,
         nursery: trio.Nursery,
+        memory: SegmentMemory,
     ) -> None:
         self._sources = sources
         self._discovery = discovery
@@ -67,23 +100,62 @@ class RootSegments:
         self._stores = stores
         self._runtime = runtime
         self._loaded: OrderedDict[CID, tuple[Segment, Holders]] = OrderedDict()
+        self._uses: dict[CID, int] = {}  # of each loaded one the last, by number
+        self._weights: dict[CID, int] = {}
+        self._used_at = trio.current_time()
         self._loads: Flights[tuple[Segment, Holders]] = Flights(nursery)
+        self._memory = memory
+        self.taken_bytes = 0
+        memory.join(self)
 
     def __len__(self) -> int:
         """How many are in memory."""
         return len(self._loaded)
+
+    @property
+    def spares(self) -> bool:
+        """Whether it can do without the one it used longest ago."""
+        idle = trio.current_time() > self._used_at + SEGMENT_USED_SECONDS
+        return len(self._loaded) > (0 if idle else 1)
+
+    @property
+    def oldest_use(self) -> int:
+        """The number of the last use of the one that was used longest ago; there must be one."""
+        return self._uses[next(iter(self._loaded))]
+
+    def drop_oldest(self) -> int:
+        """Forget the one used longest ago: how many bytes it took."""
+        cid, _ = self._loaded.popitem(last=False)
+        del self._uses[cid]
+        weight = self._weights.pop(cid)
+        self.taken_bytes -= weight
+        return weight
+
+    def _keep(self, cid: CID, loaded: tuple[Segment, Holders]) -> None:
+        """In place of what is known of the segment so far."""
+        if self._loaded.get(cid) is loaded:  # by somebody else who waited for it
+            return
+        weight = _weight(*loaded)
+        self.taken_bytes += weight - self._weights.get(cid, 0)
+        self._weights[cid] = weight
+        self._loaded[cid] = loaded
+        self._use(cid)
+        self._memory.trim()
+
+    def _use(self, cid: CID) -> None:
+        self._loaded.move_to_end(cid)
+        self._uses[cid] = next(self._memory.numbers)
+        self._used_at = trio.current_time()
 
     async def load(self, manifest: Manifest, ref: SegmentRef) -> tuple[Segment, Holders]:
         """The segment and who holds its slots.  Raises NotFoundError, MalformedBlock,
         NetworkError."""
         known = self._loaded.get(ref.cid)
         if known is not None:
-            self._loaded.move_to_end(ref.cid)
+            self._use(ref.cid)
             return known
         loaded = await self._loads.share(ref.cid, partial(self._load, manifest, ref))
-        self._loaded[ref.cid] = loaded
-        while len(self._loaded) > SEGMENTS_IN_MEMORY:
-            self._loaded.popitem(last=False)
+        self._keep(ref.cid, loaded)
         return loaded
 
     async def _load(self, manifest: Manifest, ref: SegmentRef) -> tuple[Segment, Holders]:
@@ -111,7 +183,7 @@ class RootSegments:
             return segment, await self._holders(segment.cid, asked, HOLDERS_ASKED_MAX)
 
         loaded = await self._loads.share(("again", segment.cid), load)
-        self._loaded[segment.cid] = loaded
+        self._keep(segment.cid, loaded)
         return loaded[1]
 
     async def _holders(
@@ -219,6 +291,12 @@ class RootSegments:
         """The best first of those that are connected, then of those to be dialled."""
         best = self._fetcher.best_first(peers)
         return sorted(best, key=lambda peer: self._network.reached_at(peer) is None)
+
+
+def _weight(segment: Segment, holders: Holders) -> int:
+    """About how many bytes they take."""
+    fragments = sum(len(stripe.data) + len(stripe.parity) for stripe in segment.stripes)
+    return SEGMENT_FRAGMENT_BYTES * (fragments + sum(map(len, holders.values())) + 1)
 
 
 def _nearest_first(manifest: Manifest, position: float) -> list[SegmentRef]:
