@@ -160,6 +160,7 @@ SERVED_MEMORY_BYTES_MAX: Final = 256 * MIB  # all peers together
 SERVED_STREAMS_MAX: Final = 2048  # all peers together
 SERVED_WAIT_SECONDS: Final = 5  # for memory that others have; then a reader is told to go elsewhere
 MESSAGE_SECONDS: Final = 120  # for one whole message or block: a slower peer is given up
+REPAIR_MESSAGE_SECONDS: Final = 480  # the same behind a foreground that leaves repair its share
 WORKING_SECONDS: Final = 1  # between signs of life while a disk or a check takes long
 SLOT_SILENCE_SECONDS: Final = 4.5  # a holder that says nothing while a slot comes is given up
 # One that gets nothing done for so long while the others do has its slot brought elsewhere,
@@ -426,7 +427,12 @@ assert FRAGMENT_STREAMS_PER_PEER_MAX < PEER_STREAMS_SERVED_MAX
 assert 2 * WORKING_SECONDS < SLOT_STALL_SECONDS < SLOT_SILENCE_SECONDS < REQUEST_SECONDS
 assert SLOT_STALL_SECONDS < SLOT_LAST_SECONDS < 5 - 2 * SLOT_WATCH_SECONDS
 assert SLOT_STALL_SECONDS + SLOT_STALL_AGAIN_SECONDS + 2 * SLOT_WATCH_SECONDS < 5  # for two of them
-assert MESSAGE_SECONDS < KEEPER_SECONDS  # an upload shows itself between two steps
+assert (
+    BLOCK_BYTES_MAX / (BANDWIDTH_BYTES_PER_SECOND_MIN * BANDWIDTH_REPAIR_SHARE)
+    < REPAIR_MESSAGE_SECONDS
+)
+# An upload shows itself between two steps.
+assert MESSAGE_SECONDS < REPAIR_MESSAGE_SECONDS < KEEPER_SECONDS
 assert AT_RISK_SECONDS < HEALTH_CHECK_SECONDS < AWAY_SECONDS
 assert SEGMENT_BYTES_MAX <= PLACEMENT_GROUP_BYTES
 assert SEGMENT_FRAGMENTS_MAX * SEGMENT_FRAGMENT_BYTES * 8 <= SEGMENTS_BYTES_MAX
