@@ -38,6 +38,8 @@ from dstore.testing.memory_network import MemoryHost, MemoryNetwork, memory_netw
 _TAKEN_BYTES = 64 * KIB  # by a slow reader, each
 SLOW_SECONDS = 3  # which is more than a stalled one takes
 
+SIZES = [16 * KIB, 2 * MIB, 2 * MIB - 20 * KIB, 2 * MIB]  # the first two do not fit one grant
+
 
 class _Alive(bytes):
     """A block of which is known that it is still in memory."""
@@ -63,8 +65,7 @@ class World:
     """A serving node and those who read from it."""
 
     def __init__(self, hub: MemoryNetwork, directory: Path) -> None:
-        sizes = [16 * KIB, 2 * MIB - 20 * KIB, 2 * MIB, 2 * MIB]
-        made = [bytes([number]) * size for number, size in enumerate(sizes)]
+        made = [bytes([number]) * size for number, size in enumerate(SIZES)]
         self.cids = [CID.of(RAW, data) for data in made]
         blocks = _Store()
         blocks.put_many(list(zip(self.cids, made, strict=True)))
@@ -147,12 +148,7 @@ async def test_sixteen_slow_readers_leave_memory_for_another(
         held = here.server.bytes_held
         assert held > SERVED_MEMORY_BYTES_MAX * 0.9  # all that they can get
         begun = trio.current_time()
-        assert [len(data or b"") for data in await here.read(2)] == [
-            16 * KIB,
-            2 * MIB - 20 * KIB,
-            2 * MIB,
-            2 * MIB,
-        ]
+        assert [len(data or b"") for data in await here.read(2)] == SIZES
         assert trio.current_time() - begun < 2
         nursery.cancel_scope.cancel()
 
@@ -163,7 +159,7 @@ async def test_where_all_memory_is_taken_a_newcomer_is_told_to_go_elsewhere(
     """And those who read, however slowly, are left in peace."""
     async with world(tmp_path) as here, trio.open_nursery() as nursery:
         for number in range(SERVED_MEMORY_BYTES_MAX // BLOCK_BYTES_MAX):
-            stream = await here.begin(here.peer(number + 10), here.cids[2:])
+            stream = await here.begin(here.peer(number + 10), here.cids[3:] * 2)
             nursery.start_soon(here.read_slowly, stream)
         await trio.sleep(SLOW_SECONDS)
         begun = trio.current_time()
