@@ -159,7 +159,9 @@ INLINE_HASH_BYTES: Final = 32 * KIB  # hashed in place: a hand-over would cost m
 SMALL_WRITES_BYTES: Final = 64 * KIB  # headers and small blocks are written together
 SERVED_MEMORY_BYTES_MAX: Final = 256 * MIB  # all peers together
 SERVED_STREAMS_MAX: Final = 2048  # all peers together
+SERVED_WAIT_SECONDS: Final = 5  # for memory that others have; then a reader is told to go elsewhere
 MESSAGE_SECONDS: Final = 120  # for one whole message or block: a slower peer is given up
+REPAIR_MESSAGE_SECONDS: Final = 480  # the same behind a foreground that leaves repair its share
 WORKING_SECONDS: Final = 1  # between signs of life while a disk or a check takes long
 SLOT_SILENCE_SECONDS: Final = 4.5  # a holder that says nothing while a slot comes is given up
 # One that gets nothing done for so long while the others do has its slot brought elsewhere,
@@ -287,6 +289,7 @@ HELLO_KEPT_SECONDS: Final = 2  # what one said is taken for true, while it is co
 # where it could not add a failure domain.
 HELLO_QUIET_SECONDS: Final = 0.5
 SERVE_BATCH_BYTES: Final = 2 * MIB  # read in one call in a worker, then written out
+SERVE_AHEAD_BYTES: Final = MIB  # of these for one stream, where it is more than one block
 SERVE_BATCH_BLOCKS_MAX: Final = 128
 PARITY_BATCH_BYTES: Final = 2 * MIB  # computed in one call
 PARITY_KEPT_BYTES: Final = 16 * MIB  # for slots that are behind others; one segment at a time
@@ -321,10 +324,12 @@ HOLDERS_ASKED_MAX: Final = 64  # when two did not know enough
 SOURCES_TRIED_MAX: Final = 2
 HOLDER_MAP_PEERS_ASKED: Final = 2  # who must agree is unknown; the union is used
 HOLDER_MAP_SECONDS: Final = 5  # what was answered by then is the map
-SEGMENTS_IN_MEMORY: Final = 8  # decoded, a few megabytes each
 SEGMENT_ALONE_SECONDS: Final = 2  # for the first that lists a block; then others are tried too
 SEGMENT_PROVED_SECONDS: Final = 10  # the same for one that led to blocks before: lines are slow
 MANIFEST_FAILURES_COUNTED: Final = 4  # in a session: its turn comes so much later at most
+SEGMENTS_BYTES_MAX: Final = 64 * MIB  # decoded, of all sessions that read
+SEGMENT_FRAGMENT_BYTES: Final = 512  # what a fragment of a decoded segment, or a holder, takes
+SEGMENT_USED_SECONDS: Final = 30  # since the last use: then a session reads no more
 SESSIONS_MAX: Final = 64  # roots of which holders are remembered
 SESSION_SECONDS: Final = 300
 PREFETCH_NODES: Final = 8
@@ -424,13 +429,21 @@ assert KAD_REPLICAS_WANTED <= KAD_BUCKET <= KAD_PROVIDE_LOOKUP_PEERS < KAD_QUERI
 assert PROVIDE_RETRY_SECONDS < PROVIDE_RETRY_SECONDS_MAX < REPROVIDE_SECONDS
 assert FIND_RECORDS_MAX * RECORD_BYTES_MAX < CONTROL_BYTES_MAX
 assert PEER_BUDGET_BYTES >= 8 * BLOCK_BYTES_MAX
+assert SERVE_AHEAD_BYTES < BLOCK_BYTES_MAX <= SERVE_BATCH_BYTES
+assert SERVED_WAIT_SECONDS < REQUEST_SECONDS
 assert FRAGMENT_STREAMS_PER_PEER_MAX < PEER_STREAMS_SERVED_MAX
 assert 2 * WORKING_SECONDS < SLOT_STALL_SECONDS < SLOT_SILENCE_SECONDS < REQUEST_SECONDS
 assert SLOT_STALL_SECONDS < SLOT_LAST_SECONDS < 5 - 2 * SLOT_WATCH_SECONDS
 assert SLOT_STALL_SECONDS + SLOT_STALL_AGAIN_SECONDS + 2 * SLOT_WATCH_SECONDS < 5  # for two of them
-assert MESSAGE_SECONDS < KEEPER_SECONDS  # an upload shows itself between two steps
+assert (
+    BLOCK_BYTES_MAX / (BANDWIDTH_BYTES_PER_SECOND_MIN * BANDWIDTH_REPAIR_SHARE)
+    < REPAIR_MESSAGE_SECONDS
+)
+# An upload shows itself between two steps.
+assert MESSAGE_SECONDS < REPAIR_MESSAGE_SECONDS < KEEPER_SECONDS
 assert CLOCK_SKEW_SECONDS_MAX + KEEPER_SECONDS < LEASE_SECONDS_MIN / 2 < LEASE_SECONDS
 assert AT_RISK_SECONDS < HEALTH_CHECK_SECONDS < AWAY_SECONDS
 assert SEGMENT_BYTES_MAX <= PLACEMENT_GROUP_BYTES
+assert SEGMENT_FRAGMENTS_MAX * SEGMENT_FRAGMENT_BYTES * 8 <= SEGMENTS_BYTES_MAX
 # Entries of a directory whose links lie about sizes.
 assert API_TREE_TASKS * ENTRY_CONTENT_BYTES_MAX <= API_TREE_BYTES

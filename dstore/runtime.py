@@ -117,6 +117,7 @@ class JointWork(Generic[T, R]):
                         if len(batch) == 1:
                             raise
                         await self._hand_over([mine])  # its own failure, if it has one
+                    del batch  # what others got is theirs alone, however long this one waits
                 else:
                     mine.news = trio.Event()
                     await mine.news.wait()

@@ -1,55 +1,135 @@
-"""A bound on the bytes held for somebody: taken before they are read, given back after.
+"""A bound on the bytes held for peers: taken before they are read, given back after.
 
-First come, first served, so that large takers are not starved by small ones.  It counts; it
+Each peer has a share, whose takers are served in the order of arrival.  Among peers, who holds
+least goes first, and nobody may come to hold more than is left for all the others: peers that
+give nothing back, as slow ones, never have the last of it among few of them.  It counts; it
 holds nothing itself.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import count
+
 import trio
+
+from dstore.core.wire import Refusal
+from dstore.errors import Refused
 
 
 class ByteBudget:
-    """At most `limit_bytes` taken at a time, and no more than `parent` has left."""
+    """At most `limit_bytes` taken at a time, by all shares together."""
 
-    def __init__(self, limit_bytes: int, parent: ByteBudget | None = None) -> None:
+    def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.taken_bytes = 0
         self.peak_bytes = 0
-        self._parent = parent
-        self._turn = trio.Lock()  # hands itself over in the order of arrival
-        self._freed = trio.Event()
+        self._waiting: dict[Share, deque[_Ask]] = {}  # the oldest first
+        self._numbers = count()
 
-    async def take(self, size: int) -> None:
-        """Wait until `size` more bytes are within the limit, and take them.
-        `size` must not be above the limit of the budget or its parents."""
-        assert size <= self.limit_bytes
-        if self._take_now(size):
-            return
-        async with self._turn:
-            while self.taken_bytes + size > self.limit_bytes:
-                self._freed = trio.Event()
-                await self._freed.wait()
-            if self._parent is not None:
-                await self._parent.take(size)
-            self.taken_bytes += size
-            self.peak_bytes = max(self.peak_bytes, self.taken_bytes)
+    def share(self, limit_bytes: int) -> Share:
+        """The share of one peer, of `limit_bytes` at most."""
+        assert limit_bytes <= self.limit_bytes
+        return Share(self, limit_bytes)
 
-    def _take_now(self, size: int) -> bool:
-        """Take without waiting where nobody waits and there is room: the common case, by the
-        ten thousand for small blocks."""
-        if self._turn.locked() or self.taken_bytes + size > self.limit_bytes:
-            return False
-        if self._parent is not None and not self._parent._take_now(size):
-            return False
+    def enter(self, share: Share, size: int) -> _Ask:
+        """For a share: one more that waits."""
+        ask = _Ask(share, size, next(self._numbers))
+        self._waiting.setdefault(share, deque()).append(ask)
+        self.settle()
+        return ask
+
+    def leave(self, ask: _Ask) -> None:
+        """For a share: one that waits no longer."""
+        asks = self._waiting[ask.share]
+        asks.remove(ask)
+        if not asks:
+            del self._waiting[ask.share]
+
+    def add(self, share: Share, size: int) -> None:
+        """For a share: `size` more bytes are taken, or fewer where it is negative."""
+        share.taken_bytes += size
         self.taken_bytes += size
+        assert share.taken_bytes >= 0
+        share.peak_bytes = max(share.peak_bytes, share.taken_bytes)
         self.peak_bytes = max(self.peak_bytes, self.taken_bytes)
-        return True
+
+    def settle(self) -> None:
+        """Let those take who may now."""
+        while self._waiting:
+            heads = [asks[0] for asks in self._waiting.values()]
+            able = [ask for ask in heads if ask.share.has_room(ask.size)]
+            if not able:
+                return
+            first = min(able, key=lambda ask: (ask.share.taken_bytes, ask.number))
+            # Those that hold more wait behind it, or many small takers would starve a large one.
+            if not self.leaves_enough(first.share, first.size):
+                return
+            self.leave(first)
+            self.add(first.share, first.size)
+            first.taken.set()
+
+    def leaves_enough(self, share: Share, size: int) -> bool:
+        """Whether others may still take as much as the share would then hold, in all."""
+        return share.taken_bytes + size <= self.limit_bytes - self.taken_bytes
+
+    @property
+    def crowded(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiting)
+
+
+class Share:
+    """What one peer may take."""
+
+    def __init__(self, budget: ByteBudget, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.taken_bytes = 0
+        self.peak_bytes = 0
+        self._budget = budget
+
+    async def take(self, size: int, patience_seconds: float = math.inf) -> None:
+        """Wait until `size` more bytes, no more than the share's limit, may be taken, and take
+        them.  Raises Refused (`busy`) where others have had them for `patience_seconds`; what
+        the share holds itself is waited for without end."""
+        assert size <= self.limit_bytes
+        budget = self._budget
+        if not budget.crowded and self.has_room(size) and budget.leaves_enough(self, size):
+            budget.add(self, size)  # as a rule
+            return
+        ask = budget.enter(self, size)
+        done = False
+        try:
+            while not ask.taken.is_set():
+                with trio.move_on_after(patience_seconds):
+                    await ask.taken.wait()
+                if not ask.taken.is_set() and self.has_room(size):
+                    raise Refused("too many readers at once", Refusal.BUSY)
+            done = True
+        finally:
+            if not done and ask.taken.is_set():
+                self.give_back(size)
+            elif not done:
+                budget.leave(ask)
+                budget.settle()
 
     def give_back(self, size: int) -> None:
-        """What `take` took."""
-        self.taken_bytes -= size
-        assert self.taken_bytes >= 0
-        self._freed.set()
-        if self._parent is not None:
-            self._parent.give_back(size)
+        """What `take` took, or part of it."""
+        self._budget.add(self, -size)
+        self._budget.settle()
+
+    def has_room(self, size: int) -> bool:
+        """Whether `size` more bytes are within the share's own limit."""
+        return self.taken_bytes + size <= self.limit_bytes
+
+
+@dataclass(eq=False, slots=True)
+class _Ask:
+    """Somebody who waits."""
+
+    share: Share
+    size: int
+    number: int  # in the order of arrival
+    taken: trio.Event = field(default_factory=trio.Event)

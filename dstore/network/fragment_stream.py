@@ -7,7 +7,8 @@ error leaves the stream good for `reset` only.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import trio
@@ -18,10 +19,12 @@ from dstore.limits import (
     CONTROL_BYTES_MAX,
     MESSAGE_SECONDS,
     PROGRESS_SECONDS,
+    REPAIR_MESSAGE_SECONDS,
     SMALL_WRITES_BYTES,
     STREAM_READ_BYTES_MAX,
     STREAM_WRITE_BYTES,
 )
+from dstore.network.repair_stream import RepairStream
 from dstore.network.streams import BufferedReader, Reads, Stream, frame
 
 T = TypeVar("T")
@@ -40,6 +43,7 @@ class _PatientReads:
         self._stream = stream
         self.patience_seconds: float = PROGRESS_SECONDS
         self.heard: Callable[[], None] = lambda: None
+        self._scope: trio.CancelScope | None = None
 
     async def read_some(self, max_bytes: int = STREAM_READ_BYTES_MAX) -> bytes:
         return await self._patiently(self._stream.read_some, max_bytes)
@@ -49,11 +53,15 @@ class _PatientReads:
 
     async def _patiently(self, read: Callable[[int], Awaitable[T]], max_bytes: int) -> T:
         patience_seconds, self.patience_seconds = self.patience_seconds, PROGRESS_SECONDS
-        with trio.move_on_after(patience_seconds):
+        with trio.move_on_after(patience_seconds) as self._scope:
             data = await read(max_bytes)
             self.heard()
             return data
         raise DeadlineExceeded(f"{self.peer} sent nothing for {patience_seconds:g} s")
+
+    def own_wait(self) -> AbstractContextManager[None]:
+        """For what is waited for on this side."""
+        return _put_off(self._scope)
 
 
 class FragmentStream:
@@ -70,6 +78,10 @@ class FragmentStream:
         self._small = bytearray()
         self._flushed_at = -math.inf
         self.written_at = trio.current_time()  # when the peer last took bytes
+        self._message_seconds: float = MESSAGE_SECONDS
+        if isinstance(stream, RepairStream):
+            self._message_seconds = REPAIR_MESSAGE_SECONDS
+            stream.on_own_waits(self._reads.own_wait, lambda: _put_off(self._write_scope))
 
     @property
     def peer(self) -> PeerId:
@@ -77,7 +89,7 @@ class FragmentStream:
 
     def _heard(self) -> None:
         """Who sends is alive: a write that waits for it may wait on."""
-        if self._write_scope is not None:
+        if self._write_scope is not None and self._write_scope.deadline < math.inf:
             self._write_scope.deadline = trio.current_time() + PROGRESS_SECONDS
 
     # --- Reading -----------------------------------------------------------------------
@@ -94,10 +106,11 @@ class FragmentStream:
         if (ready := self._reader.take_ready(size)) is not None:
             return ready
         self._reads.patience_seconds = PROGRESS_SECONDS
-        with trio.move_on_after(MESSAGE_SECONDS) as scope:
+        with trio.move_on_after(self._message_seconds) as scope:
             data = await self._reader.read_exactly(size)
         if scope.cancelled_caught:
-            raise DeadlineExceeded(f"{self.peer} took over {MESSAGE_SECONDS} s for {size} bytes")
+            seconds = self._message_seconds
+            raise DeadlineExceeded(f"{self.peer} took over {seconds:g} s for {size} bytes")
         return data
 
     async def read_message(self, patience_seconds: float) -> bytes:
@@ -176,6 +189,16 @@ class FragmentStream:
     async def reset(self) -> None:
         """End both sides at once."""
         await self._stream.reset()
+
+
+@contextmanager
+def _put_off(scope: trio.CancelScope | None) -> Iterator[None]:
+    """While this side waits for itself, and not for the peer, which has all its time after."""
+    if scope is not None:
+        scope.deadline = math.inf
+    yield
+    if scope is not None:
+        scope.deadline = trio.current_time() + PROGRESS_SECONDS
 
 
 async def alongside(

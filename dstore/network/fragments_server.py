@@ -7,9 +7,10 @@ the stream it came on and is reported; other streams go on.  docs/reference/wire
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import trio
 
@@ -43,8 +44,9 @@ from dstore.limits import (
     REQUEST_SECONDS,
     SERVED_MEMORY_BYTES_MAX,
     SERVED_STREAMS_MAX,
+    SERVED_WAIT_SECONDS,
 )
-from dstore.network.byte_budget import ByteBudget
+from dstore.network.byte_budget import ByteBudget, Share
 from dstore.network.fragment_stream import FragmentStream
 from dstore.network.refusals import refusing
 from dstore.network.slot_reception import FetchBlocks, SlotExchange, SlotReception
@@ -55,6 +57,8 @@ __all__ = ["FetchBlocks", "FragmentsServer", "Holder", "SlotReception", "serve_f
 
 FaultKind = Literal["protocol", "hash", "stalled", "flood"]
 OnFault = Callable[[PeerId, FaultKind, str], None]
+# Blocks read together, None for one that is not here.  Who is given it empties it.
+Batch: TypeAlias = deque[tuple[CID, bytes | None]]
 
 
 class Holder(Protocol):
@@ -71,12 +75,10 @@ class Holder(Protocol):
         """Manifests known for the root, with the newest pin records."""
         ...
 
-    def blocks(
-        self, peer: PeerId, cids: Sequence[CID]
-    ) -> AsyncGenerator[tuple[CID, bytes | None], None]:
+    def blocks(self, peer: PeerId, cids: Sequence[CID]) -> AsyncGenerator[Batch, None]:
         """Exactly the blocks asked for, in that order; None for one that is not here or no
-        longer sound.  Reads ahead a few at most: it is advanced as fast as the peer reads, and
-        may be closed early."""
+        longer sound.  A batch is at most BLOCK_BYTES_MAX, and nothing of it is kept; the next
+        one is read when it is asked for, as fast as the peer reads.  May be closed early."""
         ...
 
     async def have(self, peer: PeerId, segments: Sequence[CID]) -> wire.Haves:
@@ -102,9 +104,9 @@ class Holder(Protocol):
 
     def challenge(
         self, peer: PeerId, items: Sequence[wire.Challenged]
-    ) -> AsyncGenerator[tuple[CID, bytes | None], None]:
-        """The fragments, read from the disk now, in that order; None for one not here (the
-        CID is then that of the segment)."""
+    ) -> AsyncGenerator[Batch, None]:
+        """The fragments, read from the disk now, in that order and in batches as of `blocks`;
+        None for one not here (the CID is then that of the segment)."""
         ...
 
 
@@ -124,7 +126,7 @@ class _Served:
 
     def __init__(self, total: ByteBudget) -> None:
         self.streams = 0
-        self.budget = ByteBudget(PEER_BUDGET_BYTES, total)
+        self.share = total.share(PEER_BUDGET_BYTES)
         self.slots = trio.Semaphore(PEER_SLOTS_RECEIVED_MAX)
         self.large_messages = trio.Semaphore(PEER_LARGE_MESSAGES_MAX)
 
@@ -228,9 +230,9 @@ class FragmentsServer:
                         found = await self._holder.find_manifests(peer, root)
                     await link.queue(encode_answer(found))
                 case wire.GetBlocks(cids):
-                    await _send_blocks(link, served.budget, self._holder.blocks(peer, cids))
+                    await _send_blocks(link, served.share, self._holder.blocks(peer, cids))
                 case wire.Challenge(items):
-                    await _send_blocks(link, served.budget, self._holder.challenge(peer, items))
+                    await _send_blocks(link, served.share, self._holder.challenge(peer, items))
                 case wire.Have(queries):
                     await self._have(link, queries)
                 case wire.Renew():
@@ -242,7 +244,7 @@ class FragmentsServer:
                         answers = await self._holder.release(peer, request)
                     await _send_slots(link, request.slots, answers)
                 case wire.PutSlot():
-                    reception = SlotExchange(link, served.budget, self._runtime.workers)
+                    reception = SlotExchange(link, served.share, self._runtime.workers)
                     await reception.run(self._holder, request, served.slots)
         except (Refused, NotFoundError, NodeError, DataError) as error:
             await link.queue(encode_answer(refusing(error)))
@@ -284,34 +286,46 @@ async def _turn_away(link: FragmentStream) -> None:
 
 
 async def _send_blocks(
-    link: FragmentStream,
-    budget: ByteBudget,
-    blocks: AsyncGenerator[tuple[CID, bytes | None], None],
+    link: FragmentStream, share: Share, batches: AsyncGenerator[Batch, None]
 ) -> None:
     """Blocks as the holder reads them, until all are sent or the answer is full."""
-    sent_bytes = 0
-    async with aclosing(blocks):
-        while True:
-            # Before the block is read: the memory it will need is granted first.
-            await budget.take(BLOCK_BYTES_MAX)
-            granted = BLOCK_BYTES_MAX
-            try:
-                try:
-                    cid, data = await anext(blocks)
-                except StopAsyncIteration:
-                    return
-                size = None if data is None else len(data)
-                # What a small block does not need is for others while this one is taken.
-                budget.give_back(granted - (size or 0))
-                granted = size or 0
-                if sent_bytes + (size or 0) > GET_BYTES_MAX:
-                    await link.queue(encode_answer(wire.Stopped()))
-                    return
-                header = encode_answer(wire.BlockHeader(cid, size))
-                await link.queue(header, data or b"")
-                sent_bytes += size or 0
-            finally:
-                budget.give_back(granted)
+    left_bytes = GET_BYTES_MAX
+    async with aclosing(batches):
+        while left_bytes >= 0:
+            # Before anything is read: the memory that it will need is granted first.
+            await share.take(BLOCK_BYTES_MAX, SERVED_WAIT_SECONDS)
+            left_bytes = await _send_batch(link, share, batches, left_bytes)
+
+
+async def _send_batch(
+    link: FragmentStream, share: Share, batches: AsyncGenerator[Batch, None], left_bytes: int
+) -> int:
+    """The next batch, into what was granted for it and is given back as the blocks go out: how
+    many bytes the answer may still have then, less than 0 where it has come to its end."""
+    granted = BLOCK_BYTES_MAX
+    try:
+        batch = await anext(batches, None)
+        if batch is None:
+            return -1
+        size = sum(len(data or b"") for _, data in batch)
+        assert size <= granted, "a holder read more than was granted"
+        # What small blocks do not need is for others while these are sent.
+        share.give_back(granted - size)
+        granted = size
+        while batch:
+            cid, data = batch.popleft()
+            size = len(data or b"")
+            if size > left_bytes:
+                await link.queue(encode_answer(wire.Stopped()))
+                return -1
+            header = encode_answer(wire.BlockHeader(cid, None if data is None else size))
+            await link.queue(header, data or b"")
+            share.give_back(size)
+            granted -= size
+            left_bytes -= size
+        return left_bytes
+    finally:
+        share.give_back(granted)
 
 
 async def _send_slots(

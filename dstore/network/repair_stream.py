@@ -7,11 +7,17 @@ window holds the peer back.  Without a limit nothing waits; what a limit is, `sh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 from dstore.core.peerid import PeerId
 from dstore.limits import STREAM_READ_BYTES_MAX
-from dstore.network.connection import HostStream
+
+if TYPE_CHECKING:  # it brings libp2p, which the fragment protocol does without
+    from dstore.network.connection import HostStream
+
+_OwnWait = Callable[[], AbstractContextManager[None]]
 
 
 class RepairStream:
@@ -22,7 +28,13 @@ class RepairStream:
         self._line = stream.connection.line
         self._untaken_bytes = 0
         self._ended = False
+        self._while_reading: _OwnWait = nullcontext
+        self._while_writing: _OwnWait = nullcontext
         stream.on_arrival(self._arrived)
+
+    def on_own_waits(self, reading: _OwnWait, writing: _OwnWait) -> None:
+        """Enter these around what a read or a write waits for here: that is not the peer's."""
+        self._while_reading, self._while_writing = reading, writing
 
     def _arrived(self, size: int) -> None:
         if not self._ended:
@@ -32,7 +44,8 @@ class RepairStream:
     async def _took(self, size: int) -> None:
         if size and not self._ended:
             self._untaken_bytes -= size
-            await self._line.after_repair_took(size)
+            with self._while_reading():
+                await self._line.after_repair_took(size)
 
     def _end(self) -> None:
         """Nobody will take what came: the connection has to wait for it after all."""
@@ -59,7 +72,8 @@ class RepairStream:
             position = 0
             while position < len(view):
                 piece = view[position : position + self._line.repair_turn_up()]
-                await self._line.before_repair_sends(len(piece))
+                with self._while_writing():
+                    await self._line.before_repair_sends(len(piece))
                 await self._stream.write(piece)
                 position += len(piece)
 

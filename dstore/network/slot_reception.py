@@ -35,7 +35,7 @@ from dstore.limits import (
     SLOT_DOCUMENTS_MAX,
     WORKING_SECONDS,
 )
-from dstore.network.byte_budget import ByteBudget
+from dstore.network.byte_budget import Share
 from dstore.network.fragment_stream import FragmentStream, alongside
 from dstore.network.refusals import refusing
 from dstore.runtime import Workers
@@ -86,12 +86,12 @@ _QUEUE_BLOCKS = 1024  # arrived and not yet stored; the byte budget binds earlie
 class SlotExchange:
     """One PutSlot exchange."""
 
-    def __init__(self, link: FragmentStream, budget: ByteBudget, workers: Workers) -> None:
+    def __init__(self, link: FragmentStream, share: Share, workers: Workers) -> None:
         self._link = link
-        self._budget = budget
+        self._share = share
         self._workers = workers
         self._documents = 0
-        self._unstored_bytes = 0  # taken from the budget by blocks not yet stored
+        self._unstored_bytes = 0  # taken of the share by blocks not yet stored
 
     async def run(self, holder: Offered, offer: wire.PutSlot, turns: trio.Semaphore) -> None:
         """From the offer to the lease.  Raises what refuses the slot before it is accepted,
@@ -122,7 +122,7 @@ class SlotExchange:
             answer = wire.SlotAnswer(offer.segment, offer.slot, lease=lease)
             await self._link.send(encode_answer(answer))
         finally:
-            self._budget.give_back(self._unstored_bytes)
+            self._share.give_back(self._unstored_bytes)
             self._unstored_bytes = 0
             if not finished:
                 deadline = trio.current_time() + CLOSE_SECONDS
@@ -149,11 +149,11 @@ class SlotExchange:
             raise ProtocolViolation(f"{self._link.peer} sent something else than {cid}")
         if upload.size is None:
             return None
-        await self._budget.take(upload.size)
+        await self._share.take(upload.size)
         try:
             data = await self._link.read_bytes(upload.size)
         finally:
-            self._budget.give_back(upload.size)
+            self._share.give_back(upload.size)
         if len(data) <= INLINE_HASH_BYTES:
             right = cid.verify(data)
         else:
@@ -185,7 +185,7 @@ class SlotExchange:
             cid, size = reception.expected(stripe)
             if upload.size != size:
                 raise ProtocolViolation(f"{peer} sent {upload.size} bytes for {cid} of {size}")
-            await self._budget.take(size + BLOCK_OVERHEAD_BYTES)
+            await self._share.take(size + BLOCK_OVERHEAD_BYTES)
             self._unstored_bytes += size + BLOCK_OVERHEAD_BYTES
             fragment = (stripe, await self._link.read_bytes(size))
             # Small ones that came in one read go on in one batch.
@@ -221,7 +221,7 @@ class SlotExchange:
             batch_bytes += len(batch) * BLOCK_OVERHEAD_BYTES
             batch.clear()
             self._unstored_bytes -= batch_bytes
-            self._budget.give_back(batch_bytes)
+            self._share.give_back(batch_bytes)
             await self._link.send(encode_answer(wire.Stored(stored)))
 
     async def _refuse_halfway(
@@ -233,6 +233,6 @@ class SlotExchange:
         with trio.move_on_after(CLOSE_SECONDS):
             while True:
                 await arrived.receive()
-                self._budget.give_back(self._unstored_bytes)
+                self._share.give_back(self._unstored_bytes)
                 self._unstored_bytes = 0
         raise ConnectionLost(f"slot refused half-way: {refusal.reason}")

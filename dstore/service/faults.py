@@ -8,6 +8,7 @@ from dstore.core.peerid import PeerId
 from dstore.runtime import Runtime
 from dstore.service.counters import Counters
 from dstore.service.stores import Stores
+from dstore.service.worker import Worker
 
 
 class Faults:
@@ -17,6 +18,7 @@ class Faults:
         self._stores = stores
         self._runtime = runtime
         self.counters = Counters()
+        self.worker = Worker("faults", self.step)
         self._send, self._receive = trio.open_memory_channel[tuple[PeerId, str, str, float]](256)
 
     def report(self, peer: PeerId, kind: str, detail: str) -> None:

@@ -7,6 +7,7 @@ durable here; from then on the holder itself extends it while the pin record is 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,16 +30,18 @@ from dstore.errors import (
     Refused,
 )
 from dstore.limits import (
+    BLOCK_BYTES_MAX,
     FIND_MANIFESTS_MAX,
     FIND_RECORDS_MAX,
     HOLDER_ADDRESSES_MAX,
     HOLDER_MAP_ENTRIES_MAX,
     LEASE_SECONDS,
     SEGMENT_BYTES_MAX,
+    SERVE_AHEAD_BYTES,
     SERVE_BATCH_BLOCKS_MAX,
     SERVE_BATCH_BYTES,
 )
-from dstore.network.fragments_server import FetchBlocks
+from dstore.network.fragments_server import Batch, FetchBlocks
 from dstore.network.streams import Network, PeerAddresses
 from dstore.runtime import JointWork, Runtime, Workers
 from dstore.service.leases import Leases
@@ -127,32 +130,38 @@ class LocalHolder:
 
         return await self._runtime.workers.run(work)
 
-    async def blocks(
-        self, peer: PeerId, cids: Sequence[CID]
-    ) -> AsyncGenerator[tuple[CID, bytes | None], None]:
+    async def blocks(self, peer: PeerId, cids: Sequence[CID]) -> AsyncGenerator[Batch, None]:
         """The blocks in order, read a batch at a time, with those of others who ask at the same
         time; None for one that is not here."""
         position = 0
         while position < len(cids):
-            batch = await self._reading.run((cids, position))
-            for data in batch:
-                yield cids[position], data
-                position += 1
+            found = await self._reading.run((cids, position))
+            batch = deque(zip(cids[position : position + len(found)], found, strict=True))
+            del found  # whoever takes the batch has all that there is of it
+            position += len(batch)
+            yield batch
 
     def _read_batches(self, asked: Sequence[tuple[Sequence[CID], int]]) -> list[list[bytes | None]]:
         """In a worker, for the first of those who ask: some of their blocks, at least one, from
-        a position on."""
+        a position on, each within what one of them has been granted."""
         batches: list[list[bytes | None]] = []
         count = size = 0
         for cids, start in asked:
             batch: list[bytes | None] = []
             batches.append(batch)
+            own = largest = 0
             for cid in cids[start : start + SERVE_BATCH_BLOCKS_MAX]:
                 data = _found(self._stores.blocks.get, cid)
+                length = len(data or b"")
+                if own + length > BLOCK_BYTES_MAX:
+                    break  # read again when its turn comes: as a rule blocks are alike
                 batch.append(data)
-                count, size = count + 1, size + len(data or b"")
+                own, largest = own + length, max(largest, length)
+                count, size = count + 1, size + length
                 if size >= SERVE_BATCH_BYTES or count >= SERVE_BATCH_BLOCKS_MAX:
                     return batches
+                if own + largest > SERVE_AHEAD_BYTES:
+                    break
         return batches
 
     async def have(self, peer: PeerId, segments: Sequence[CID]) -> wire.Haves:
@@ -373,8 +382,8 @@ class LocalHolder:
 
     async def challenge(
         self, peer: PeerId, items: Sequence[wire.Challenged]
-    ) -> AsyncGenerator[tuple[CID, bytes | None], None]:
-        """The fragments asked for, read from the disk now."""
+    ) -> AsyncGenerator[Batch, None]:
+        """The fragments asked for, read from the disk now, one at a time."""
         get = self._stores.blocks.get
         decoded: dict[CID, Segment] = {}  # at most one: items come segment by segment
 
@@ -394,7 +403,7 @@ class LocalHolder:
             return (cid, _found(get, cid)) if cid is not None else (item.segment, None)
 
         for item in items:
-            yield await self._runtime.workers.run(work, item)
+            yield deque((await self._runtime.workers.run(work, item),))
 
 
 class LocalReception:

@@ -44,7 +44,7 @@ from dstore.service.blockcache import BlockCache
 from dstore.service.candidates import CandidateFinder, label_domains, peer_domains
 from dstore.service.counters import Counters
 from dstore.service.faults import Faults
-from dstore.service.fetch import open_fetcher
+from dstore.service.fetch import BlockFetcher, open_fetcher
 from dstore.service.gate import Gate
 from dstore.service.holder import HolderOptions, LocalHolder
 from dstore.service.holdings import Holdings
@@ -72,6 +72,7 @@ from dstore.service.publish import Publisher, PublishOptions
 from dstore.service.reprovide import Reprovider
 from dstore.service.retrieve import Retriever
 from dstore.service.rootturns import RootTurns
+from dstore.service.segments import SegmentMemory
 from dstore.service.session import RootSession
 from dstore.service.sources import Discovery
 from dstore.service.status import StatusReader
@@ -306,8 +307,7 @@ async def assemble(
             stores, network, identity, runtime, _holder_options(options), reprovider.provide_soon
         )
         serve_fragments(network, holder, runtime, faults.report)
-        discovery = Discovery(network, routing, client, fetcher, stores, runtime, nursery)
-        cache = BlockCache(options.memory_cache_bytes)
+        retriever = _retriever(network, routing, client, fetcher, stores, runtime, nursery, options)
         records, turns = PinRecords(stores, network, client, owner, runtime), RootTurns()
         publisher = Publisher(
             stores,
@@ -324,7 +324,7 @@ async def assemble(
         )
         keeper = Keeper(stores, holder.leases, runtime)
         notes = LeaseNotes(holdings, stores, owner.public, runtime)
-        workers = [reprovider.worker, keeper.worker, notes.worker, Worker("faults", faults.step)]
+        workers = [one.worker for one in (reprovider, keeper, notes, retriever, faults)]
         workers += await label_workers(network, candidates, stores, runtime, claims)
         await _begin(workers, nursery, routing, stores, runtime)
         gate = Gate()
@@ -333,11 +333,7 @@ async def assemble(
             network,
             routing,
             publisher,
-            Retriever(
-                lambda root: RootSession(
-                    root, discovery, fetcher, client, network, stores, cache, runtime, nursery
-                )
-            ),
+            retriever,
             StatusReader(network, holdings, candidates, stores, runtime, domains),
             PeerList(network, candidates, stores, runtime),
             Pins(stores, network, client, holder.leases, records, turns, runtime),
@@ -354,6 +350,26 @@ async def assemble(
         finally:
             gate.end()
         nursery.cancel_scope.cancel()
+
+
+def _retriever(
+    network: Network,
+    routing: Routing,
+    client: FragmentsClient,
+    fetcher: BlockFetcher,
+    stores: Stores,
+    runtime: Runtime,
+    nursery: trio.Nursery,
+    options: NodeOptions,
+) -> Retriever:
+    """Sessions share what is kept in memory."""
+    discovery = Discovery(network, routing, client, fetcher, stores, runtime, nursery)
+    cache, memory = BlockCache(options.memory_cache_bytes), SegmentMemory()
+    return Retriever(
+        lambda root: RootSession(
+            root, discovery, fetcher, client, network, stores, cache, runtime, nursery, memory
+        )
+    )
 
 
 async def _begin(

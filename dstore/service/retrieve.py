@@ -44,6 +44,7 @@ from dstore.service.directories import Directories
 from dstore.service.pipeline import ByteBudget, in_order
 from dstore.service.progress import DirectoryEntry, Entry
 from dstore.service.session import RootSession
+from dstore.service.worker import Worker
 
 NewSession = Callable[[CID], RootSession]
 
@@ -71,6 +72,7 @@ class Retriever:
         self._read_ahead = ByteBudget(READ_AHEAD_TOTAL_BYTES)
         self._sessions: OrderedDict[CID, tuple[float, RootSession]] = OrderedDict()
         self._directories = Directories()
+        self.worker = Worker("sessions", self.step)
 
     def session(self, root: CID) -> RootSession:
         """The session of the root: what was found out about it stays for a while."""
@@ -87,6 +89,14 @@ class Retriever:
     def forget(self, root: CID) -> None:
         """Find out anew next time."""
         self._sessions.pop(root, None)
+
+    async def step(self) -> float:
+        """In the background: let go of sessions that are over, whoever reads with one keeps it."""
+        now = trio.current_time()
+        over = [root for root, (made, _) in self._sessions.items() if now > made + SESSION_SECONDS]
+        for root in over:
+            self.forget(root)
+        return SESSION_SECONDS / 10
 
     async def resolve(self, root: CID, names: Sequence[str] = ()) -> Entry:
         """What /ipfs/ROOT/NAME/NAME… is.

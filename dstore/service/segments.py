@@ -11,6 +11,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import count
+from weakref import WeakSet
 
 import trio
 
@@ -33,7 +35,9 @@ from dstore.limits import (
     HOLDER_MAP_SECONDS,
     HOLDERS_ASKED_MAX,
     HOLDERS_PER_SLOT_MAX,
-    SEGMENTS_IN_MEMORY,
+    SEGMENT_FRAGMENT_BYTES,
+    SEGMENT_USED_SECONDS,
+    SEGMENTS_BYTES_MAX,
     SOURCES_TRIED_MAX,
 )
 from dstore.network.fragments_client import FragmentsClient
@@ -45,6 +49,34 @@ from dstore.service.flights import Flights
 from dstore.service.race import gather_enough
 from dstore.service.sources import Discovery, RootSources
 from dstore.service.stores import Stores
+
+
+class SegmentMemory:
+    """How much the decoded segments of all sessions take: beyond `bytes_max`, that used longest
+    ago goes, but a session that reads keeps the one it used last."""
+
+    def __init__(self, bytes_max: int = SEGMENTS_BYTES_MAX) -> None:
+        self.numbers = count()  # of uses, of all sessions
+        self._bytes_max = bytes_max
+        self._sessions: WeakSet[RootSegments] = WeakSet()
+
+    @property
+    def taken_bytes(self) -> int:
+        """About what they take."""
+        return sum(session.taken_bytes for session in self._sessions)
+
+    def join(self, session: RootSegments) -> None:
+        """Count what the session keeps, as long as there is one."""
+        self._sessions.add(session)
+
+    def trim(self) -> None:
+        """Drop what is too much."""
+        excess = self.taken_bytes - self._bytes_max
+        while excess > 0:
+            spare = [session for session in self._sessions if session.spares]
+            if not spare:
+                return
+            excess -= min(spare, key=lambda session: session.oldest_use).drop_oldest()
 
 
 class RootSegments:
@@ -60,6 +92,7 @@ class RootSegments:
         stores: Stores,
         runtime: Runtime,
         nursery: trio.Nursery,
+        memory: SegmentMemory,
     ) -> None:
         self._sources = sources
         self._discovery = discovery
@@ -69,11 +102,17 @@ class RootSegments:
         self._stores = stores
         self._runtime = runtime
         self._loaded: OrderedDict[CID, tuple[Segment, Holders]] = OrderedDict()
+        self._uses: dict[CID, int] = {}  # of each loaded one the last, by number
+        self._weights: dict[CID, int] = {}
+        self._used_at = trio.current_time()
         self._loads: Flights[tuple[Segment, Holders]] = Flights(nursery)
         self.failed: Counter[CID] = Counter()  # manifests and segments, since they last helped
         self.proved: set[CID] = set()  # segments in memory that led to a block
         self._tried: set[CID] = set()  # manifests of which a segment was had
         self._found_by: dict[CID, CID] = {}  # the manifest of a segment in memory
+        self._memory = memory
+        self.taken_bytes = 0
+        memory.join(self)
 
     def __len__(self) -> int:
         """How many are in memory."""
@@ -97,28 +136,61 @@ class RootSegments:
         self.failed.pop(manifest, None)
         self.failed.pop(segment, None)
         if segment in self._loaded:
-            self._loaded.move_to_end(segment)
+            self._use(segment)
             self.proved.add(segment)
+
+    @property
+    def spares(self) -> bool:
+        """Whether it can do without the one it used longest ago."""
+        idle = trio.current_time() > self._used_at + SEGMENT_USED_SECONDS
+        return len(self._loaded) > (0 if idle else 1)
+
+    @property
+    def oldest_use(self) -> int:
+        """The number of the last use of the one that was used longest ago; there must be one."""
+        return self._uses[next(iter(self._loaded))]
+
+    def drop_oldest(self) -> int:
+        """Forget the one used longest ago: how many bytes it took."""
+        cid, _ = self._loaded.popitem(last=False)
+        del self._uses[cid]
+        self._found_by.pop(cid, None)
+        self.proved.discard(cid)
+        self.failed.pop(cid, None)
+        weight = self._weights.pop(cid)
+        self.taken_bytes -= weight
+        return weight
+
+    def _keep(self, cid: CID, loaded: tuple[Segment, Holders]) -> None:
+        """In place of what is known of the segment so far."""
+        if self._loaded.get(cid) is loaded:  # by somebody else who waited for it
+            return
+        weight = _weight(*loaded)
+        self.taken_bytes += weight - self._weights.get(cid, 0)
+        self._weights[cid] = weight
+        self._loaded[cid] = loaded
+        self._use(cid)
+        self._memory.trim()
+
+    def _use(self, cid: CID) -> None:
+        self._loaded.move_to_end(cid)
+        self._uses[cid] = next(self._memory.numbers)
+        self._used_at = trio.current_time()
 
     async def load(self, manifest: Manifest, ref: SegmentRef) -> tuple[Segment, Holders]:
         """The segment and who holds its slots.  Raises NotFoundError, MalformedBlock,
         NetworkError."""
         known = self._loaded.get(ref.cid)
         if known is not None:
-            self._loaded.move_to_end(ref.cid)
+            self._use(ref.cid)
             self._tried.add(manifest.cid)
             return known
         # Under another manifest it may count where it does not under this one.
         key = manifest.code, ref
         loaded = await self._loads.share(key, partial(self._load, manifest, ref))
-        self._loaded[ref.cid] = loaded
-        self._found_by.setdefault(ref.cid, manifest.cid)
         self._tried.add(manifest.cid)
-        while len(self._loaded) > SEGMENTS_IN_MEMORY:
-            dropped, _ = self._loaded.popitem(last=False)
-            self._found_by.pop(dropped, None)
-            self.proved.discard(dropped)
-            self.failed.pop(dropped, None)
+        self._found_by.setdefault(ref.cid, manifest.cid)
+        self._keep(ref.cid, loaded)
         return loaded
 
     async def _load(self, manifest: Manifest, ref: SegmentRef) -> tuple[Segment, Holders]:
@@ -147,7 +219,7 @@ class RootSegments:
 
         loaded = await self._loads.share(("again", segment.cid), load)
         if segment.cid in self._loaded:
-            self._loaded[segment.cid] = loaded
+            self._keep(segment.cid, loaded)
         return loaded[1]
 
     async def _holders(
@@ -258,6 +330,12 @@ class RootSegments:
         """The best first of those that are connected, then of those to be dialled."""
         best = self._fetcher.best_first(peers)
         return sorted(best, key=lambda peer: self._network.reached_at(peer) is None)
+
+
+def _weight(segment: Segment, holders: Holders) -> int:
+    """About how many bytes they take."""
+    fragments = sum(len(stripe.data) + len(stripe.parity) for stripe in segment.stripes)
+    return SEGMENT_FRAGMENT_BYTES * (fragments + sum(map(len, holders.values())) + 1)
 
 
 def _nearest_first(manifest: Manifest, position: float) -> list[SegmentRef]:

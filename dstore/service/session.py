@@ -58,7 +58,7 @@ from dstore.service.fetch import BlockFetcher, Race
 from dstore.service.flights import Flight, Flights, Land
 from dstore.service.race import first_success
 from dstore.service.search import Listing, Search
-from dstore.service.segments import RootSegments
+from dstore.service.segments import RootSegments, SegmentMemory
 from dstore.service.sources import Discovery, RootSources
 from dstore.service.stores import Stores
 
@@ -80,6 +80,7 @@ class RootSession:
         cache: BlockCache,
         runtime: Runtime,
         nursery: trio.Nursery,
+        memory: SegmentMemory,
     ) -> None:
         self.sources = RootSources(root)
         self._discovery = discovery
@@ -89,7 +90,7 @@ class RootSession:
         self._cache = cache
         self._runtime = runtime
         self.segments = RootSegments(
-            self.sources, discovery, fetcher, client, network, stores, runtime, nursery
+            self.sources, discovery, fetcher, client, network, stores, runtime, nursery, memory
         )
         self._decoder = StripeDecoder(fetcher, stores.blocks, cache, runtime.workers)
         self._blocks: Flights[bytes] = Flights(nursery)

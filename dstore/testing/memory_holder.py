@@ -6,6 +6,7 @@ checks is `service/holder.py`'s business.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 import trio
@@ -15,7 +16,7 @@ from dstore.core.cid import CID
 from dstore.core.peerid import PeerId
 from dstore.core.wire import Refusal
 from dstore.errors import DstoreError, HashMismatch, Refused
-from dstore.network.fragments_server import FetchBlocks
+from dstore.network.fragments_server import Batch, FetchBlocks
 
 SlotKey = tuple[CID, int]
 
@@ -97,13 +98,11 @@ class MemoryHolder:
         await self._asked("find_manifests")
         return self.manifests.get(root, wire.Manifests())
 
-    async def blocks(
-        self, peer: PeerId, cids: Sequence[CID]
-    ) -> AsyncGenerator[tuple[CID, bytes | None], None]:
+    async def blocks(self, peer: PeerId, cids: Sequence[CID]) -> AsyncGenerator[Batch, None]:
         await self._asked("blocks")
         for cid in cids:
             await trio.lowlevel.checkpoint()
-            yield cid, self.kept.get(cid)
+            yield deque(((cid, self.kept.get(cid)),))
 
     async def have(self, peer: PeerId, segments: Sequence[CID]) -> wire.Haves:
         await self._asked(f"have {len(segments)}")
@@ -139,11 +138,11 @@ class MemoryHolder:
 
     async def challenge(
         self, peer: PeerId, items: Sequence[wire.Challenged]
-    ) -> AsyncGenerator[tuple[CID, bytes | None], None]:
+    ) -> AsyncGenerator[Batch, None]:
         await self._asked("challenge")
         for item in items:
             data = self.slots.get((item.segment, item.slot), {}).get(item.stripe)
             if data is None:
-                yield item.segment, None
+                yield deque(((item.segment, None),))
             else:
-                yield self.expected[item.segment, item.slot][item.stripe][0], data
+                yield deque(((self.expected[item.segment, item.slot][item.stripe][0], data),))

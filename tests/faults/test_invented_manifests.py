@@ -16,6 +16,7 @@ from dstore.core.peerid import PeerId
 from dstore.core.pinrecord import PinRecord
 from dstore.errors import Refused
 from dstore.limits import MANIFESTS_PER_PEER_MAX, MANIFESTS_TRIED_MAX, RESERVATION_SECONDS
+from dstore.network.fragments_server import Batch
 from dstore.service.holder import LocalHolder
 from dstore.service.restore import manifest_row
 from dstore.service.sources import RootSources
@@ -235,13 +236,11 @@ class Mute:
     def __getattr__(self, name: str) -> object:
         return getattr(self._inner, name)
 
-    async def blocks(
-        self, peer: PeerId, cids: Sequence[CID]
-    ) -> AsyncIterator[tuple[CID, bytes | None]]:
+    async def blocks(self, peer: PeerId, cids: Sequence[CID]) -> AsyncIterator[Batch]:
         if not self._but.issuperset(cids):
             await trio.sleep_forever()
-        async for item in self._inner.blocks(peer, cids):
-            yield item
+        async for batch in self._inner.blocks(peer, cids):
+            yield batch
 
 
 def _make_mute(cluster: Cluster, number: int, but: set[CID] | None = None) -> None:

@@ -13,8 +13,10 @@ from trio.testing import MockClock
 
 from dstore.core.bandwidth import Limits
 from dstore.core.peerid import PeerId
-from dstore.limits import BANDWIDTH_REPAIR_SHARE, KIB
+from dstore.errors import DeadlineExceeded
+from dstore.limits import BANDWIDTH_REPAIR_SHARE, KIB, PROGRESS_SECONDS
 from dstore.network.connection import HostStream
+from dstore.network.fragment_stream import FragmentStream
 from dstore.network.host import HostOptions, Libp2pHost, open_host
 from dstore.network.repair_stream import RepairStream
 from dstore.network.shaping import Line, Shaper
@@ -245,6 +247,7 @@ class Arriving:
 
     def __init__(self, line: Line) -> None:
         self.connection = self
+        self.peer = PEER
         self.line = line
         self.kept = 0
         self.ends: list[str] = []
@@ -263,6 +266,12 @@ class Arriving:
         size = min(max_bytes, self.kept)
         self.kept -= size
         return bytes(size)
+
+    async def read_pieces(self, max_bytes: int) -> list[bytes]:
+        return [await self.read_some(max_bytes)]
+
+    async def write(self, data: bytes) -> None:
+        await trio.sleep_forever()
 
     async def close(self) -> None:
         self.ends.append("close")
@@ -326,3 +335,22 @@ async def test_what_comes_for_a_repair_stream_after_its_end_is_waited_for_at_onc
     begun = trio.current_time()
     await arriving.come(5 * int(RATE))
     assert trio.current_time() - begun == pytest.approx(5, rel=0.1)
+
+
+async def test_what_a_repair_stream_waits_for_here_is_not_the_peers_silence(
+    autojump_clock: MockClock,
+) -> None:
+    shaper = Shaper()
+    shaper.limit(Limits(repair=KIB / 4))  # far less than can be set: a piece takes half a minute
+    arriving = Arriving(Line(shaper, near=False))
+    link = FragmentStream(repair_over(arriving))
+    await arriving.come(200 * KIB)
+    begun = trio.current_time()
+    for _ in range(4):
+        await link.read_bytes(50 * KIB)
+    assert trio.current_time() - begun > 2 * PROGRESS_SECONDS
+    # A peer that takes nothing is given up all the same, once it is its turn.
+    begun = trio.current_time()
+    with pytest.raises(DeadlineExceeded):
+        await link.queue(b"", bytes(200 * KIB))
+    assert PROGRESS_SECONDS <= trio.current_time() - begun < 2 * PROGRESS_SECONDS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,10 +14,16 @@ from dstore.core.bandwidth import Limits
 from dstore.core.cid import CID, RAW
 from dstore.core.peerid import PeerId
 from dstore.errors import DstoreError
-from dstore.limits import MIB, YAMUX_BATCH_BYTES
+from dstore.limits import (
+    BANDWIDTH_BYTES_PER_SECOND_MIN,
+    BANDWIDTH_TURN_BYTES_MIN,
+    MIB,
+    YAMUX_BATCH_BYTES,
+)
 from dstore.network.fragments_client import FragmentsClient
 from dstore.network.fragments_server import FragmentsServer
-from dstore.network.shaping import Shaper
+from dstore.network.repair_stream import RepairStream
+from dstore.network.shaping import Line, Shaper
 from dstore.network.tcp import TcpConnection
 from dstore.network.yamux import YamuxSession
 from dstore.testing.deterministic import peer_number, simulated_runtime
@@ -34,24 +40,31 @@ class Named:
         self.peer = peer
         for name in ("read_some", "read_pieces", "write", "close_write", "close", "reset"):
             setattr(self, name, getattr(stream, name))
+        # As repair streams have it beneath them.
+        self.connection = stream.muxed_conn.secured_conn
+        self.on_arrival = lambda told: setattr(stream, "on_arrival", told)
 
 
 class Dialled:
     """A network of one connection."""
 
-    def __init__(self, session: YamuxSession) -> None:
+    def __init__(self, session: YamuxSession, wrap: Callable[[Any], Any] = lambda one: one) -> None:
         self._session = session
+        self._wrap = wrap
 
     async def open_stream(self, peer: PeerId, _: Sequence[str]) -> Any:
-        return Named(await self._session.open_stream(), peer)
+        return self._wrap(Named(await self._session.open_stream(), peer))
 
 
 @asynccontextmanager
-async def connected(shaper: Shaper) -> AsyncIterator[tuple[YamuxSession, YamuxSession]]:
-    """Both ends of a connection; what the first sends passes the shaper."""
+async def connected(
+    shaper: Shaper, other: Shaper | None = None
+) -> AsyncIterator[tuple[YamuxSession, YamuxSession]]:
+    """Both ends of a connection; what the first sends and receives passes the shaper, and what
+    the second does, the other one."""
     left, right = memory_stream_pair()
     ours: Any = TcpConnection(MemorySocket(left), is_initiator=True, shaper=shaper)  # type: ignore[arg-type] # what it uses of a socket stream
-    theirs: Any = TcpConnection(MemorySocket(right), is_initiator=False)  # type: ignore[arg-type] # same
+    theirs: Any = TcpConnection(MemorySocket(right), is_initiator=False, shaper=other)  # type: ignore[arg-type] # same
     ours.trust()
     theirs.trust()
     near, far = YamuxSession(ours, "far"), YamuxSession(theirs, "near")
@@ -150,3 +163,72 @@ async def test_streams_of_one_connection_take_turns(
         nursery.cancel_scope.cancel()
     # Each waits for a turn of every other one, and for what was queued before.
     assert max(longest) < (writers + 5) * YAMUX_BATCH_BYTES / rate
+
+
+class RepairBeside:
+    """Repair of blocks of a MiB each from one node to another, beside foreground that takes all
+    it can of a least limit, on one of the two sides."""
+
+    def __init__(self, slow: str) -> None:
+        self.shaper, self.other = Shaper(lan=True), Shaper(lan=True)
+        self._slow = slow
+        least = float(BANDWIDTH_BYTES_PER_SECOND_MIN)
+        if slow == "sender":
+            self.shaper.limit(Limits(up=least))
+        else:
+            self.other.limit(Limits(down=least))
+        self.holder = MemoryHolder()
+        self.faults: list[str] = []
+        self.server = FragmentsServer(
+            self.holder, simulated_runtime(1), lambda peer, kind, detail: self.faults.append(detail)
+        )
+
+    async def foreground(self) -> None:
+        line = Line(self.shaper if self._slow == "sender" else self.other, near=False)
+        while True:
+            if self._slow == "sender":
+                await line.before_sending(BANDWIDTH_TURN_BYTES_MIN)
+            else:
+                line.received(BANDWIDTH_TURN_BYTES_MIN)
+                await line.before_receiving()
+
+    async def serve(self, session: YamuxSession, nursery: trio.Nursery) -> None:
+        while True:
+            stream: Any = Named(await session.accept_stream(), peer_number(1))
+            nursery.start_soon(self.server.serve_stream, RepairStream(stream))
+
+    async def read(self, readers: int) -> list[int]:
+        """The bytes that each reader has got of a block of its own."""
+        made = [bytes([number]) * MIB for number in range(readers)]
+        cids = [CID.of(RAW, data) for data in made]
+        self.holder.kept.update(zip(cids, made, strict=True))
+        got = [0] * readers
+
+        async def read_one(client: FragmentsClient, number: int) -> None:
+            async with client.get_blocks(SERVER, [cids[number]]) as blocks:
+                async for _, data in blocks:
+                    got[number] += len(data or b"")
+
+        async with (
+            connected(self.shaper, self.other) as (near, far),
+            trio.open_nursery() as serving,
+        ):
+            serving.start_soon(self.serve, near, serving)
+            serving.start_soon(self.foreground)
+            network: Any = Dialled(far, RepairStream)
+            client = FragmentsClient(network, simulated_runtime(2))
+            async with trio.open_nursery() as reading:
+                for number in range(readers):
+                    reading.start_soon(read_one, client, number)
+            serving.cancel_scope.cancel()
+        return got
+
+
+@pytest.mark.parametrize(("slow", "readers"), [("sender", 1), ("sender", 2), ("receiver", 1)])
+async def test_repair_goes_on_beside_a_busy_foreground_on_the_least_limit(
+    slow: str, readers: int, autojump_clock: MockClock
+) -> None:
+    beside = RepairBeside(slow)
+    assert await beside.read(readers) == [MIB] * readers
+    assert trio.current_time() > 100  # the foreground has taken its part
+    assert not beside.faults

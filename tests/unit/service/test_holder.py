@@ -45,7 +45,8 @@ async def test_a_slot_taken_is_leased_told_and_served(tmp_path: Path) -> None:
         assert here.told == [(root.root, root.segment.cid)]
         wanted = [cid for cid, _ in root.slot(0)]
         absent = root.slot(1)[0][0]
-        got = [item async for item in here.holder.blocks(ASKER, [*wanted, absent])]
+        blocks = here.holder.blocks(ASKER, [*wanted, absent])
+        got = [item async for batch in blocks for item in batch]
         assert got == [*root.slot(0), (absent, None)]
         known = await here.holder.find_manifests(ASKER, root.root)
         assert known == wire.Manifests((root.manifest.cid,), (root.record(here.owner),))
@@ -324,7 +325,8 @@ async def test_challenges_are_answered_from_the_disk(tmp_path: Path) -> None:
             ]
         ]
         before = here.blocks.calls["get"]
-        got = [item async for item in here.holder.challenge(ASKER, items)]
+        shown = here.holder.challenge(ASKER, items)
+        got = [item async for batch in shown for item in batch]
         assert got == [
             root.slot(0)[0],
             (lost, None),
