@@ -95,7 +95,7 @@ def test_auto_counts_the_domains_that_have_room_or_hold_slots_already() -> None:
             publisher = cluster[0]._publisher
             holding = publisher._holding(result.cid)
             assert holding == {cluster.peer(number) for number in (1, 2, 3, 4)}
-            await trio.sleep(HELLO_KEPT_SECONDS)
+            await trio.sleep(HELLO_KEPT_SECONDS + 0.01)
             now = await publisher._candidates.find(result.cid.multihash)
             codes = [
                 publisher._choose(now, result.size, holders, AddOptions())
