@@ -35,10 +35,10 @@ def be_full(sick: Callable[[], bool]) -> None:
     def no_room(store: DiskStore) -> int | None:
         return 0 if sick() else room(store)
 
-    def put(store: DiskStore, blocks: Any) -> None:
+    def put(store: DiskStore, blocks: Any, **options: Any) -> None:
         if sick():
             raise StorageFull("no space is left")
-        put_many(store, blocks)
+        put_many(store, blocks, **options)
 
     setattr(DiskStore, "room", no_room)  # noqa: B010  # the sickness
     setattr(DiskStore, "put_many", put)  # noqa: B010

@@ -125,8 +125,8 @@ class Publisher:
                 guarantee=GuaranteeStatus(0, 0, "the CID itself says all there is"),
                 warnings=imported.warnings,
             )
-        asked_at = trio.current_time()
         remote = await self._candidates.find(root.multihash)
+        asked_at = trio.current_time()
         holding = await self._runtime.workers.run(self._holding, root)
         takers = [one for one in remote if one.free_bytes > 0 or one.peer in holding]
         if not takers:

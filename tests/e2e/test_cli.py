@@ -195,12 +195,16 @@ def test_what_is_not_there(net: Net) -> None:
 
 
 def test_killed_and_paused_nodes_and_their_return(net: Net, tree: Path) -> None:
-    added = form("add", "--home", net.home(1), "--code", "3+2", str(tree / "large"))
+    # Of its own: a file that is kept under two codes is as well off as the better of them.
+    path = tree.parent / "kept"
+    content = hashlib.shake_128(b"kept").digest(9_000_000)
+    path.write_bytes(content)
+    added = form("add", "--home", net.home(1), "--code", "3+2", str(path))
     before = net("status")["nodes"]
     assert net("kill", "n1")["state"] == "dead"
     assert net("pause", "n2")["state"] == "paused"
     assert command("id", "--home", net.home(1)).returncode == 0  # its keys are there
-    assert good("cat", added["cid"], "--home", net.home(5)) == (tree / "large").read_bytes()
+    assert good("cat", added["cid"], "--home", net.home(5)) == content
     done = command("status", added["cid"], "--json", "--home", net.home(5))
     assert done.returncode == 4
     assert json.loads(done.stdout)["state"] == "at risk"
@@ -211,7 +215,7 @@ def test_killed_and_paused_nodes_and_their_return(net: Net, tree: Path) -> None:
         same = ("name", "peer_id", "address", "domain", "gateway")
         assert [old[key] for key in same] == [new[key] for key in same]
         assert (old["pid"] == new["pid"]) == (new["name"] != "n1")
-    assert good("cat", added["cid"], "--home", net.home(1)) == (tree / "large").read_bytes()
+    assert good("cat", added["cid"], "--home", net.home(1)) == content
 
 
 def test_a_daemon_from_start_to_stop(tmp_path: Path) -> None:
