@@ -92,8 +92,8 @@ class Share:
 
     async def take(self, size: int, patience_seconds: float = math.inf) -> None:
         """Wait until `size` more bytes, no more than the share's limit, may be taken, and take
-        them.  Raises Refused (`busy`) where others have had them for `patience_seconds`; what
-        the share holds itself is waited for without end."""
+        them.  Raises Refused (`busy`) where others have them when `patience_seconds` are over, or
+        as often again; what the share holds itself is waited for without end."""
         assert size <= self.limit_bytes
         budget = self._budget
         if not budget.crowded and self.has_room(size) and budget.leaves_enough(self, size):
@@ -117,8 +117,9 @@ class Share:
 
     def give_back(self, size: int) -> None:
         """What `take` took, or part of it."""
-        self._budget.add(self, -size)
-        self._budget.settle()
+        if size:
+            self._budget.add(self, -size)
+            self._budget.settle()
 
     def has_room(self, size: int) -> bool:
         """Whether `size` more bytes are within the share's own limit."""

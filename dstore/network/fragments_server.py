@@ -45,6 +45,7 @@ from dstore.limits import (
     SERVED_MEMORY_BYTES_MAX,
     SERVED_STREAMS_MAX,
     SERVED_WAIT_SECONDS,
+    SMALL_WRITES_BYTES,
 )
 from dstore.network.byte_budget import ByteBudget, Share
 from dstore.network.fragment_stream import FragmentStream
@@ -312,6 +313,7 @@ async def _send_batch(
         # What small blocks do not need is for others while these are sent.
         share.give_back(granted - size)
         granted = size
+        sent = 0
         while batch:
             cid, data = batch.popleft()
             size = len(data or b"")
@@ -320,9 +322,11 @@ async def _send_batch(
                 return -1
             header = encode_answer(wire.BlockHeader(cid, None if data is None else size))
             await link.queue(header, data or b"")
-            share.give_back(size)
-            granted -= size
             left_bytes -= size
+            sent += size
+            if sent >= SMALL_WRITES_BYTES:  # many small ones at once: whoever waits is looked for
+                share.give_back(sent)
+                granted, sent = granted - sent, 0
         return left_bytes
     finally:
         share.give_back(granted)

@@ -232,7 +232,7 @@ class SlotExchange:
         await self._link.send(encode_answer(refusal))
         with trio.move_on_after(CLOSE_SECONDS):
             while True:
-                await arrived.receive()
                 self._share.give_back(self._unstored_bytes)
                 self._unstored_bytes = 0
+                await arrived.receive()
         raise ConnectionLost(f"slot refused half-way: {refusal.reason}")

@@ -125,8 +125,8 @@ class LocalHolder:
 
         def work() -> wire.Manifests:
             manifests = self._stores.catalog.manifests_named(root, FIND_MANIFESTS_MAX)
-            records = [row.envelope for row in self._stores.catalog.pin_records(root)]
-            return wire.Manifests(tuple(manifests), tuple(records[:FIND_RECORDS_MAX]))
+            records = self._stores.catalog.pin_records_named(root, FIND_RECORDS_MAX)
+            return wire.Manifests(tuple(manifests), tuple(row.envelope for row in records))
 
         return await self._runtime.workers.run(work)
 
@@ -174,7 +174,9 @@ class LocalHolder:
             return catalog.held_slots(segment), catalog.placements(segment)
 
         rows, placements = await self._runtime.workers.run(work)
-        held = {row.slot: row for row in rows if row.state == "held"}
+        # Several owners may want a slot: it is here for as long as the last of them does.
+        running = sorted((row for row in rows if row.state == "held"), key=lambda row: row.expires)
+        held = {row.slot: row for row in running}
         me = self._network.peer_id
         entries = [
             wire.HolderEntry(me, slot, int(row.expires), self.addresses_of(me))

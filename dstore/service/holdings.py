@@ -14,7 +14,7 @@ import trio
 from dstore.core.cid import CID
 from dstore.core.peerid import PeerId
 from dstore.errors import NetworkError, PeerError
-from dstore.limits import HELLO_SECONDS
+from dstore.limits import CLOCK_SKEW_SECONDS_MAX, HELLO_SECONDS, LEASE_SECONDS_MIN
 from dstore.network.fragments_client import FragmentsClient
 from dstore.network.streams import Network
 from dstore.runtime import Runtime, open_plain_nursery
@@ -56,14 +56,16 @@ class Holdings:
         return found
 
     async def confirmed(self, offer: Offer, silent: set[PeerId], wanted_until: float) -> Offer:
-        """The offer, of those who have slots of it only who says so now and that the lease
-        runs; as `ask`."""
+        """The offer, of those who have slots of it only who says so now and that a lease runs
+        for a day yet, or as long as it is wanted; as `ask`.  What a peer says proves no lease of
+        this owner: another one may want the same slot."""
         believed, segment = offer.stored, offer.segment.cid
         peers = {peer for peers in believed.values() for peer in peers}
         found = await self.ask(segment, peers, silent, wanted_until)
-        now = self._runtime.clock.now()
+        a_day = self._runtime.clock.now() + LEASE_SECONDS_MIN - CLOCK_SKEW_SECONDS_MAX
+        enough = min(wanted_until, a_day)
         leased = {
-            slot: {peer for peer, expires in peers_of_slot.items() if expires > now}
+            slot: {peer for peer, expires in peers_of_slot.items() if expires >= enough}
             for slot, peers_of_slot in found.items()
         }
         kept = {

@@ -53,6 +53,6 @@ class LeaseNotes:
 
     def _wanted_until(self, segment: CID) -> float:
         catalog = self._stores.catalog
-        roots = {root for root, _ in catalog.manifests_with(segment)}
+        roots = catalog.roots_with_segment(segment)
         records = [catalog.pin_record(self._owner, root) for root in roots]
         return max((record.expires for record in records if record is not None), default=0.0)

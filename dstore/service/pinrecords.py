@@ -51,8 +51,7 @@ class PinRecords:
         """In a worker: the record that asks for the root under this manifest.
 
         It is the newest one where that names the manifest and has half of `seconds` left, else
-        a new one, durable before any holder sees it.  Manifests named before stay: what they
-        protect is let go of by a later record, once this one is protected.
+        a new one, durable before any holder sees it.  Manifests named before stay.
         """
         root, now = manifest.root, self._runtime.clock.now()
 
@@ -156,13 +155,22 @@ class Wish:
         self._seconds = seconds
         self._runtime = runtime
         self.owner = records.owner
-        self.envelope = b""  # until `sign`
-        self.expires = 0.0
+        self.offered: tuple[bytes, float] = (b"", 0.0)  # until `sign`
+
+    @property
+    def envelope(self) -> bytes:
+        """The record, signed."""
+        return self.offered[0]
+
+    @property
+    def expires(self) -> float:
+        """When it ends, in unix seconds."""
+        return self.offered[1]
 
     def sign(self) -> None:
         """In a worker: from here on there is one to offer."""
         signed = self._records.wanted(self._manifest, self._seconds)
-        self.envelope, self.expires = signed.envelope, float(signed.record.expires)
+        self.offered = signed.envelope, float(signed.record.expires)
 
     async def outdated(self, peer: PeerId, envelope: bytes) -> bool:
         """Whether there is another one to offer to a peer that refused `envelope` for a newer

@@ -155,10 +155,13 @@ class Publisher:
             wish = Wish(self._records, encoded.manifest, seconds, self._runtime)
             await self._check_plan(encoded, wish, candidates, options)
             new = await self._name(encoded, wish)
-            outcome = await self._place(encoded, wish, candidates, report, confirm=new)
+            record, silent = wish.envelope, set[PeerId]()
+            outcome = await self._place(encoded, wish, candidates, silent, report, confirm=new)
+            if wish.envelope != record:  # another device had signed one: now all are to know this
+                outcome = await self._place(encoded, wish, candidates, silent, report, confirm=True)
             manifest, reached = encoded.manifest, outcome.standing.reached
             protected, warnings = outcome.protected, outcome.warnings()
-            before = await self._before(encoded, wish, outcome, candidates, options)
+            before = await self._before(encoded, wish, outcome, candidates, silent, options)
             if before is None:
                 await self._finish_pin(encoded, wish, protected, options)
             else:
@@ -291,13 +294,15 @@ class Publisher:
         encoded: Encoded,
         wish: Wish,
         candidates: Sequence[Candidate],
+        silent: set[PeerId],
         report: Report,
         *,
         confirm: bool,
     ) -> Outcome:
         """Every segment onto its holders, one segment after the other.  A peer that failed one
         is asked for the next only where the others are too few.  Those that have a slot
-        already are offered it again with `confirm`, and else asked whether they have it."""
+        already are offered it again with `confirm`, and else asked whether they have it; who
+        does not answer joins `silent`."""
         run, own, done = self._runtime.workers.run, self._network.peer_id, 0
 
         def stored(size: int) -> None:
@@ -309,7 +314,6 @@ class Publisher:
         placed: list[Placed] = []
         standings: list[Standing] = []
         failed: set[PeerId] = set()
-        silent: set[PeerId] = set()
         taken: Counter[PeerId] = Counter()
         offers = self._offers(encoded.manifest, wish, candidates, taken)
         while (offer := await run(next, offers, None)) is not None:
@@ -343,6 +347,7 @@ class Publisher:
         wish: Wish,
         outcome: Outcome,
         candidates: Sequence[Candidate],
+        silent: set[PeerId],
         options: AddOptions,
     ) -> tuple[Manifest, Guarantee] | None:
         """The manifest of another code that the pin names, and what may be lost under it, where
@@ -359,7 +364,6 @@ class Publisher:
         except (NotFoundError, CorruptStore, DataError):
             return None
         standings: list[Standing] = []
-        silent: set[PeerId] = set()
         offers = self._offers(manifest, wish, candidates, {})
         while (offer := await run(next, offers, None)) is not None:
             offer = await self._holdings.confirmed(offer, silent, pin.expires or 0.0)

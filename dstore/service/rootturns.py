@@ -21,7 +21,8 @@ from dstore.storage.rows import pin_key
 
 @dataclass(eq=False)
 class _Root:
-    """What goes on about one root; `pin` is for who changes the pin, never for long."""
+    """What goes on about one root; `pin` is for who changes the pin: no longer than it takes to
+    list the blocks of the root."""
 
     users: int = 0
     protecting: trio.Lock = field(default_factory=trio.Lock)

@@ -230,7 +230,10 @@ class Search(Generic[T]):
                 self._useless.add(segment.cid)
                 return
             if self._looking:  # another segment leads to the block, as far as is known
-                await self._wait()
+                self._late_at[manifest.cid] = math.inf  # to wait for it is no failure of this one
+                left_seconds = self._alone_until - trio.current_time()
+                with trio.move_on_after(max(0.0, left_seconds)):
+                    await self._news.wait()
             if segment.cid not in self._attempted:
                 await self._look(Listing(manifest.cid, segment, holders, *place))
         except (NetworkError, PeerError, DataError):

@@ -17,6 +17,7 @@ from dstore.core.peerid import PeerId
 from dstore.core.placement import components
 from dstore.core.unixfs import File, parse
 from dstore.errors import DataError, NotFoundError
+from dstore.limits import FIND_RECORDS_MAX
 from dstore.network.streams import Network
 from dstore.runtime import Runtime
 from dstore.service.candidates import CandidateFinder, peer_domains
@@ -100,7 +101,8 @@ class StatusReader:
     async def _expires(self, manifest: Manifest, pin: PinRow | None) -> float | None:
         if pin is not None and pin.expires is not None:
             return pin.expires
-        rows = await self._runtime.workers.run(self._stores.catalog.pin_records, manifest.root)
+        named = self._stores.catalog.pin_records_named
+        rows = await self._runtime.workers.run(named, manifest.root, FIND_RECORDS_MAX)
         return max((row.expires for row in rows), default=None)
 
     async def _segment(

@@ -287,12 +287,12 @@ class Uploader:
             async with limiter:
                 way.began_at = way.news_at = trio.current_time()
                 with way.scope:
-                    envelope = await self._put(bringing, way)
+                    envelope, until = await self._put(bringing, way)
             if envelope is None:
                 bringing.slow.add(peer)
                 quiet = trio.current_time() - way.news_at
                 raise DeadlineExceeded(f"{peer} is busy or hung: it took nothing for {quiet:.1f} s")
-            lease = self._check_lease(envelope, offer, slot, peer)
+            lease = self._check_lease(envelope, offer, slot, peer, until)
         except (NetworkError, PeerError) as error:
             bringing.failures[peer] = str(error)
         else:
@@ -310,16 +310,18 @@ class Uploader:
         bringing.parity.ended(slot)
         bringing.changed.set()
 
-    async def _put(self, bringing: _Bringing, way: _Way) -> bytes:
-        """Who knows a newer pin record than the one offered is offered one above it, once."""
+    async def _put(self, bringing: _Bringing, way: _Way) -> tuple[bytes, float]:
+        """The lease, and when the pin record ends that it was given for.  Who knows a newer record
+        than the one offered is offered one above it, once."""
         wish = bringing.offer.wish
-        record = wish.envelope
+        record, until = wish.offered
         try:
-            return await self._put_under(record, bringing, way)
+            return await self._put_under(record, bringing, way), until
         except Refused as refusal:
             if refusal.reason != wire.Refusal.EXPIRED or not await wish.outdated(way.peer, record):
                 raise
-        return await self._put_under(wish.envelope, bringing, way)
+        record, until = wish.offered
+        return await self._put_under(record, bringing, way), until
 
     async def _put_under(self, record: bytes, bringing: _Bringing, way: _Way) -> bytes:
         slot, peer = way.slot, way.peer
@@ -385,7 +387,9 @@ class Uploader:
             for peer in sorted(peers)
         )
 
-    def _check_lease(self, envelope: bytes, offer: Offer, slot: int, peer: PeerId) -> Lease:
+    def _check_lease(
+        self, envelope: bytes, offer: Offer, slot: int, peer: PeerId, until: float
+    ) -> Lease:
         segment, now = offer.segment, self._runtime.clock.now()
         lease = open_lease(envelope, now).lease
         if (lease.holder, lease.owner, lease.segment, lease.slot) != (
@@ -398,9 +402,7 @@ class Uploader:
         if lease.bytes != segment.slot_bytes(slot):
             raise ProtocolViolation(f"{peer} answered with a lease of {lease.bytes} bytes")
         # By the holder's clock, that it runs for a day; the owner may want less.
-        if lease.expires < min(
-            offer.wish.expires, now + LEASE_SECONDS_MIN - CLOCK_SKEW_SECONDS_MAX
-        ):
+        if lease.expires < min(until, now + LEASE_SECONDS_MIN - CLOCK_SKEW_SECONDS_MAX):
             left = lease.expires - now
             raise ProtocolViolation(f"{peer} answered with a lease of {left:.0f} seconds")
         return lease

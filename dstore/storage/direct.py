@@ -11,6 +11,7 @@ import errno
 import mmap
 import os
 import threading
+from contextlib import suppress
 from typing import Final
 
 from dstore.limits import BLOCK_BYTES_MAX
@@ -36,30 +37,25 @@ class DirectFiles(threading.local):
         """Write a new file, of a size that suits; its open descriptor, not synced.  None, and no
         file, where the file system cannot.  Raises OSError."""
         assert _O_DIRECT is not None
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | _O_DIRECT
+        descriptor = -1
         try:
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | _O_DIRECT
             descriptor = os.open(path, flags, 0o600)
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                return None
-            raise
-        try:
             with self._aligned(len(content)) as buffer:
                 buffer[:] = content
                 if os.write(descriptor, buffer) == len(content):
                     return descriptor
         except OSError as error:
             if error.errno != errno.EINVAL:
-                os.close(descriptor)
-                os.unlink(path)  # noqa: PTH108
+                self._remove(descriptor, path)
                 raise
-        os.close(descriptor)
-        os.unlink(path)  # noqa: PTH108
+        self._remove(descriptor, path)  # where the open was refused, too: the file is there
         return None
 
     def read(self, path: str) -> bytes | None:
         """The file's bytes; None where it is not here, does not suit, or cannot be read so."""
-        assert _O_DIRECT is not None
+        if _O_DIRECT is None:
+            return None
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | _O_DIRECT)
         except OSError:
@@ -74,6 +70,13 @@ class DirectFiles(threading.local):
             return None
         finally:
             os.close(descriptor)
+
+    @staticmethod
+    def _remove(descriptor: int, path: str) -> None:
+        if descriptor >= 0:
+            os.close(descriptor)
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # noqa: PTH108
 
     def _aligned(self, size: int) -> memoryview:
         if self._buffer is None or len(self._buffer) < size:

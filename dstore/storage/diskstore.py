@@ -124,9 +124,10 @@ class DiskStore:
         name = cid.multihash
         known = self._fresh.take(name)
         if known is not None:
-            content = self._read(name, direct=known.unread)
-            if content is not None and _checksum(content) == known.checksum:
-                return content
+            with suppress(CorruptStore):
+                content = self._read(name, direct=known.unread)
+                if content is not None and _checksum(content) == known.checksum:
+                    return content
         content = self._sound(cid)
         if content is None:
             with self._set_aside:
@@ -263,8 +264,11 @@ class DiskStore:
     def _quarantine_if_bad(self, name: bytes, good: bytes) -> None:
         """A stored block whose length is wrong makes way for the good one."""
         with self._set_aside:
-            content = self._read(name)
-            if content is not None and content != good:
+            try:
+                good_here = self._read(name) in (None, good)
+            except CorruptStore:
+                good_here = False
+            if not good_here:
                 self._move_to_quarantine(name)
 
     def _move_to_quarantine(self, name: bytes) -> None:
@@ -275,15 +279,16 @@ class DiskStore:
             full = sum(1 for _ in self._quarantine.iterdir()) >= QUARANTINE_BLOCKS_MAX
             if self._files.delete(name) if full else self._files.move(name, evidence):
                 return
-            content = self._small.get(name)
-            if content is not None and not full:
-                evidence.write_bytes(content)
+            with suppress(NodeError, OSError):
+                content = self._small.get(name)
+                if content is not None and not full:
+                    evidence.write_bytes(content)
             self._small.delete([name])
 
 
 class _Known(NamedTuple):
-    """What is known of a fresh block: a checksum, and whether it was written around the page
-    cache and not read since."""
+    """What is known of a fresh block: a checksum, and whether it was to be written around the
+    page cache and was not read since."""
 
     checksum: int
     unread: bool

@@ -161,9 +161,9 @@ class FileBlocks:
 
     def size(self, multihash: bytes) -> int | None:
         """The length of the file, once it is durable, or None.  Raises NodeError."""
-        if multihash in self._in_flight:  # perhaps visible already, perhaps gone again soon
-            return None
-        return self._length(self._path(multihash))
+        length = self._length(self._path(multihash))
+        # Asked only now: visible already, and perhaps gone again soon.
+        return None if multihash in self._in_flight else length
 
     def _length(self, path: str) -> int | None:
         try:

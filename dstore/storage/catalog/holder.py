@@ -286,19 +286,25 @@ class HolderTables(ReferenceTables):
             ).fetchone()
         return _pin_record(row) if row else None
 
-    def pin_records(self, root: CID | None = None) -> list[PinRecordRow]:
-        """The newest records of all owners, of one root or of all."""
+    def pin_records(self) -> list[PinRecordRow]:
+        """The newest records of all owners and roots."""
         with self._db.reading() as connection:
-            if root is None:
-                rows = connection.execute(
-                    "SELECT owner, root, seq, expires, envelope, keep_until FROM pin_records"
-                ).fetchall()
-            else:
-                rows = connection.execute(
-                    "SELECT owner, root, seq, expires, envelope, keep_until FROM pin_records"
-                    " WHERE root_key = ?",
-                    (root_key(root),),
-                ).fetchall()
+            rows = connection.execute(
+                "SELECT owner, root, seq, expires, envelope, keep_until FROM pin_records"
+            ).fetchall()
+        return [_pin_record(row) for row in rows]
+
+    def pin_records_named(self, root: CID, count: int) -> list[PinRecordRow]:
+        """The newest records of at most `count` owners of a root, first of those of whom a slot
+        of it is held here: a record alone costs whoever invents owners nothing."""
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                "SELECT owner, root, seq, expires, envelope, keep_until FROM pin_records"
+                " WHERE root_key = ? ORDER BY EXISTS (SELECT 1 FROM held_slots WHERE"
+                " held_slots.owner = pin_records.owner AND held_slots.root = pin_records.root"
+                " AND state = 'held') DESC, owner LIMIT ?",
+                (root_key(root), count),
+            ).fetchall()
         return [_pin_record(row) for row in rows]
 
     def forget_pin_records(self, before: float) -> int:

@@ -13,9 +13,10 @@ from typing import Final
 
 from dstore.core.cid import CID
 from dstore.core.peerid import PeerId
+from dstore.errors import DstoreError
 from dstore.storage.catalog.references import ReferenceTables, kept_for, mark_released
 from dstore.storage.database import Database
-from dstore.storage.records import RecordFiles, RecordKind, pack_pin
+from dstore.storage.records import RecordFiles, RecordKind, pack_pin, unpack_pin
 from dstore.storage.rows import ManifestRow, PinRow, Placement, ReferenceKind, pin_key
 
 # Of a row of `manifests`.  Its CID is of version 1, dag-cbor: two bytes, then the multihash.
@@ -64,7 +65,12 @@ class OwnerTables(ReferenceTables):
                 return
             if self._records is not None:
                 self._records.put(RecordKind.PIN, root_key(root), pack_pin(pin))
-            self._insert_pin(pin)
+            try:
+                self._insert_pin(pin)
+            except DstoreError:
+                if known is None and self._records is not None:  # it would come back some day
+                    self._records.delete(RecordKind.PIN, root_key(root))
+                raise
 
     def _restore_pin(self, pin: PinRow) -> None:
         """From its file, where the table has none; synced by whoever is next."""
@@ -125,12 +131,17 @@ class OwnerTables(ReferenceTables):
 
     def release_stale_pins(self) -> int:
         """At start-up: release what is kept for pins that do not exist, as a dead process may
-        have left it; returns of how many."""
+        have left it; returns of how many.  One that died between a pin's file and its row left
+        the pin: it is there again."""
+        with self._db.reading() as connection:
+            kept = set(kept_for(connection, ReferenceKind.LOCAL_PIN)) - _pin_keys(connection)
+        if kept and self._records is not None:
+            for _, packed in self._records.load_all(RecordKind.PIN):
+                pin = unpack_pin(packed)
+                if pin_key(pin.root) in kept:
+                    self._restore_pin(pin)
         with self._db.transaction() as connection:
-            pinned = _pin_keys(connection)
-            stale = [
-                key for key in kept_for(connection, ReferenceKind.LOCAL_PIN) if key not in pinned
-            ]
+            stale = kept - _pin_keys(connection)
             for key in stale:
                 mark_released(connection, ReferenceKind.LOCAL_PIN, key)
         self.finish_releases()
@@ -193,11 +204,23 @@ class OwnerTables(ReferenceTables):
         return [CID.from_bytes(manifest) for (manifest,) in rows]
 
     def forget_manifests(self, root: CID) -> None:
-        """Forget those of the root that neither a slot here nor a pin keeps."""
+        """Forget those of the root that neither a slot here nor a pin keeps, and who holds what
+        of segments that none lists any more."""
+        key = root_key(root)
         with self._db.transaction(durable=False) as connection:
+            segments = connection.execute(
+                "SELECT DISTINCT segment FROM manifests JOIN manifest_segments ON manifest_id = id"
+                " WHERE root_key = ?",
+                (key,),
+            ).fetchall()
             connection.execute(
                 f"DELETE FROM manifests WHERE root_key = ? AND NOT ({_KEPT})",  # noqa: S608
-                (root_key(root),),
+                (key,),
+            )
+            connection.executemany(
+                "DELETE FROM placements WHERE segment = ? AND NOT EXISTS (SELECT 1"
+                " FROM manifest_segments WHERE manifest_segments.segment = placements.segment)",
+                segments,
             )
 
     def roots_with_segment(self, segment: CID) -> list[CID]:

@@ -293,6 +293,36 @@ def test_the_owners_key_on_another_machine_goes_on_above_what_holders_know() -> 
     run_deterministic(1, main)
 
 
+def test_a_newer_record_that_one_holder_knows_reaches_them_all() -> None:
+    """Another machine of the owner reached that one alone."""
+
+    async def main() -> None:
+        async with open_cluster(6) as cluster:
+            owner = node_key(0, "owner")
+            first = await cluster[0].add_stream(stream(), AddOptions(code=(2, 1)))
+            holders = [n for n in range(1, 6) if cluster[n].stores.catalog.held_slots()]
+            known = cluster[0].stores.catalog.pin_record(owner.public, first.cid)
+            assert known is not None
+            record = open_pin_record(known.envelope, math.inf).record
+            newer = replace(record, seq=20, expires=record.expires + 1000).sign(owner)
+            cluster[holders[-1]].stores.catalog.put_pin_record(
+                owner.public, record.root, 20, float(newer.record.expires), newer.envelope
+            )
+            again = await cluster[0].add_stream(stream(), AddOptions(code=(2, 2)))
+            assert (again.protected, again.warnings) == (True, ())
+            ours = cluster[0].stores.catalog.pin_record(owner.public, first.cid)
+            assert ours is not None
+            assert ours.seq == 21
+            for number in range(1, 6):
+                catalog = cluster[number].stores.catalog
+                if any(row.manifest == again.manifest for row in catalog.held_slots()):
+                    known = catalog.pin_record(owner.public, first.cid)
+                    assert known is not None
+                    assert known.envelope == ours.envelope
+
+    run_deterministic(1, main)
+
+
 def test_two_adds_of_a_root_with_different_codes_are_both_protected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

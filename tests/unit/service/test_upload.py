@@ -104,6 +104,10 @@ class Signed:
     next: bytes | None = None
     asked: list[PeerId] = field(default_factory=list)
 
+    @property
+    def offered(self) -> tuple[bytes, float]:
+        return self.envelope, self.expires
+
     async def outdated(self, peer: PeerId, envelope: bytes) -> bool:
         self.asked.append(peer)
         self.envelope = self.next or self.envelope

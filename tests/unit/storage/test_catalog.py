@@ -216,6 +216,17 @@ class TestOwner:
         assert found.root == old
         assert catalog.get_pin(CID.of(RAW, b"root")) is None
 
+    def test_who_holds_what_is_forgotten_with_the_last_manifest(self, catalog: Catalog) -> None:
+        for root, segments in ((ROOT, (SEGMENT, OTHER)), (OTHER, (OTHER,))):
+            catalog.put_manifest(ManifestRow(root, cid(f"of {root}"), 4, 2, 10, 1, segments))
+        for segment in (SEGMENT, OTHER):
+            catalog.put_placements([Placement(segment, 0, peer(1), NOW)])
+        catalog.forget_manifests(ROOT)
+        assert catalog.placements(SEGMENT) == []
+        assert len(catalog.placements(OTHER)) == 1
+        catalog.forget_manifests(OTHER)
+        assert catalog.placements(OTHER) == []
+
     def test_manifests(self, catalog: Catalog) -> None:
         row = ManifestRow(ROOT, MANIFEST, 4, 2, 10**12, 10**6, (SEGMENT, OTHER, SEGMENT))
         again = ManifestRow(ROOT, cid("manifest 2"), 10, 4, 10**12, 10**6, (OTHER,))
@@ -373,7 +384,13 @@ class TestHolder:
         assert (record.seq, record.envelope, record.expires) == (5, high, NOW + 1)
         assert catalog.put_pin_record(BOB, ROOT, 1, NOW, b"bob's")
         assert catalog.put_pin_record(BOB, OTHER, 1, NOW, b"bob's")
-        assert {row.owner for row in catalog.pin_records(ROOT)} == {ALICE, BOB}
+        assert {row.owner for row in catalog.pin_records_named(ROOT, 9)} == {ALICE, BOB}
+        (first,) = catalog.pin_records_named(ROOT, 1)
+        assert first.owner == ALICE
+        catalog.reserve_slot(replace(SLOT, owner=BOB))
+        catalog.hold_slot(SEGMENT, SLOT.slot, b"lease", NOW + 99, NOW, owner=BOB)
+        (first,) = catalog.pin_records_named(ROOT, 1)
+        assert first.owner == BOB  # of whom a slot is held
         assert len(catalog.pin_records()) == 3
         assert catalog.pin_record(ALICE, OTHER) is None
 

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,12 +24,14 @@ from dstore.storage.catalog import (
     PinRow,
     ReferenceKind,
     open_catalog,
+    pin_key,
     slot_key,
 )
 from dstore.storage.catalog.migrations import CATALOG_STEPS
+from dstore.storage.catalog.owner import root_key
 from dstore.storage.database import Database
 from dstore.storage.memory import MemoryStore
-from dstore.storage.records import RecordFiles, RecordKind
+from dstore.storage.records import RecordFiles, RecordKind, pack_pin
 from dstore.testing.blockstore_suite import block
 from tests.unit.storage.catalog_rows import (
     ALICE,
@@ -230,6 +233,33 @@ class TestRebuild:
         assert self.promises(catalog) == expected
         assert catalog.next_serial() > serial
         catalog.close()
+        records.close()
+
+    def test_a_pin_that_cannot_be_written_leaves_no_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise StorageFull("no room for a row")
+
+        records = RecordFiles(tmp_path / "records")
+        with closing(open_catalog(tmp_path / "c", records)) as catalog:
+            with monkeypatch.context() as patch:
+                patch.setattr(type(catalog), "_insert_pin", full)
+                with pytest.raises(StorageFull):
+                    catalog.put_pin(PIN)
+            assert list(records.load_all(RecordKind.PIN)) == []
+        records.close()
+
+    def test_a_pin_whose_file_was_written_and_whose_row_was_not_is_there_at_the_next_start(
+        self, tmp_path: Path
+    ) -> None:
+        records = RecordFiles(tmp_path / "records")
+        with closing(open_catalog(tmp_path / "c", records)) as catalog:
+            catalog.reference(ReferenceKind.LOCAL_PIN, pin_key(ROOT), [b"block"])
+            records.put(RecordKind.PIN, root_key(ROOT), pack_pin(PIN))
+            assert catalog.release_stale_pins() == 0
+            assert catalog.get_pin(ROOT) == PIN
+            assert catalog.referenced([b"block"]) == [True]
         records.close()
 
     def test_no_record_file_outlives_its_row(

@@ -17,6 +17,7 @@ from dstore.errors import CorruptStore, NodeError, NotFoundError, StorageFull
 from dstore.limits import BLOCK_BYTES_MAX, SMALL_BLOCK_BYTES
 from dstore.storage import durable
 from dstore.storage.blockstore import Usage
+from dstore.storage.database import Database
 from dstore.storage.diskstore import DiskStore
 from dstore.testing.blockstore_suite import block
 
@@ -37,6 +38,8 @@ def refuse_direct(monkeypatch: pytest.MonkeyPatch, call: str) -> list[int]:
         flags = rest[0] if call == "open" else fcntl.fcntl(target, fcntl.F_GETFL)
         if isinstance(flags, int) and flags & os.O_DIRECT:
             asked.append(1)
+            if flags & os.O_CREAT:  # Linux makes the file before it refuses to open it so
+                Path(target).touch()
             raise OSError(errno.EINVAL, "Invalid argument")
         return real(target, *rest, **options)
 
@@ -82,28 +85,74 @@ def failing(
     monkeypatch.setattr(os, call, failed)
 
 
+def break_sector(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """The file cannot be read from here on, in no way."""
+    bad = path.stat().st_ino
+
+    def failing_for_it(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(descriptor: int, *rest: Any) -> Any:
+            if os.fstat(descriptor).st_ino == bad:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(descriptor, *rest)
+
+        return call
+
+    for name in ("read", "readv"):
+        monkeypatch.setattr(os, name, failing_for_it(getattr(os, name)))
+
+
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize("read_soon", [True, False])
 def test_a_block_on_a_bad_sector_counts_as_absent_and_can_be_put_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool, read_soon: bool
 ) -> None:
+    """In the process that wrote it, which has a checksum, and in a later one, which has none."""
     cid, data = block(1, LARGE)
-    with closing(DiskStore(tmp_path)) as store:
-        store.put_many([(cid, data)])
-    bad = file_of(tmp_path, cid).stat().st_ino
-    real = os.read
-
-    def read(descriptor: int, size: int) -> bytes:
-        if os.fstat(descriptor).st_ino == bad:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(descriptor, size)
-
-    monkeypatch.setattr(os, "read", read)
-    with closing(DiskStore(tmp_path)) as store:
+    store = DiskStore(tmp_path)
+    store.put_many([(cid, data)], read_soon=read_soon)
+    if again:
+        store.close()
+        store = DiskStore(tmp_path)
+    break_sector(monkeypatch, file_of(tmp_path, cid))
+    with closing(store):
         with pytest.raises(CorruptStore, match=str(cid)):
             store.get(cid)
         assert store.has_many([cid]) == [False]
         assert store.usage() == Usage(0, 0)
         store.put_many([(cid, data)])
         assert store.get(cid) == data
+
+
+def test_a_file_of_the_wrong_length_that_cannot_be_read_makes_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cid, data = block(1, LARGE)
+    with closing(DiskStore(tmp_path)) as store:
+        store.put_many([(cid, data)])
+        os.truncate(file_of(tmp_path, cid), 100)
+        break_sector(monkeypatch, file_of(tmp_path, cid))
+        store.put_many([(cid, data)])
+        assert store.get(cid) == data
+
+
+def test_a_damaged_row_goes_where_there_is_no_room_for_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cid, data = block(1, 500)
+    with closing(DiskStore(tmp_path)) as store:
+        store.put_many([(cid, data)])
+        database = Database(tmp_path / "small.sqlite3", ((),), what="test")
+        with database.transaction() as connection:
+            connection.execute("UPDATE blocks SET data = zeroblob(500)")
+        database.close()
+
+        def full(path: Path, content: bytes) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        with pytest.raises(CorruptStore):
+            store.get(cid)
+        assert store.has_many([cid]) == [False]
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EACCES])
