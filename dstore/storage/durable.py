@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from dstore.errors import DstoreError, NodeError, StorageFull
-from dstore.storage.direct import DirectFiles
+from dstore.storage.direct import create_direct, suits_direct
 
 T = TypeVar("T")
 
@@ -174,7 +174,6 @@ class DurableFiles:
         for leftover in temporary.iterdir():
             leftover.unlink()
         self._numbers = itertools.count()
-        self._direct = DirectFiles()
         # Kept open: syncfs reports the write-back errors since its descriptor was opened.
         self._descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._group: GroupCommit[_Staged] = GroupCommit(self._commit)
@@ -199,8 +198,8 @@ class DurableFiles:
 
     def _stage(self, final: str, content: bytes, direct: bool) -> _Staged:
         temporary = f"{self._temporary}/{next(self._numbers)}"
-        if direct and self._direct.suits(len(content)):
-            written = self._direct.create(temporary, content)
+        if direct and suits_direct(len(content)):
+            written = create_direct(temporary, content)
             if written is not None:
                 return _Staged(written, temporary, final)
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC

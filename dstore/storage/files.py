@@ -19,7 +19,7 @@ from typing import Final
 from dstore.errors import CorruptStore
 from dstore.limits import BLOCK_BYTES_MAX
 from dstore.storage.blockstore import Usage
-from dstore.storage.direct import DirectFiles
+from dstore.storage.direct import read_direct
 from dstore.storage.durable import DurableFiles, node_error, sync_directory
 
 # By the end of the text: every CIDv1 starts alike, and the end of a digest is even.
@@ -40,7 +40,6 @@ class FileBlocks:
         self._durable = durable
         self._lock = threading.Lock()
         self._in_flight: dict[bytes, threading.Event] = {}
-        self._direct = DirectFiles()
         created = not directory.exists()
         directory.mkdir(mode=0o700, exist_ok=True)
         for shard in range(16**_SHARD_HEX_DIGITS):
@@ -139,7 +138,7 @@ class FileBlocks:
         """
         path = self._path(multihash)
         if direct:
-            content = self._direct.read(path)
+            content = read_direct(path)
             if content is not None:
                 return content
         try:

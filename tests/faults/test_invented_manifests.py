@@ -156,25 +156,32 @@ def test_peers_that_name_many_manifests_make_room_for_one_that_names_one() -> No
     assert true.cid in sources.manifests
 
 
+async def among_liars(cluster: Cluster) -> tuple[int, CID, CID, list[int]]:
+    """Adds a file, whose holders answer late.  Who reads it, its root, a manifest of segments that
+    nobody has, and who names that: more peers than name the true one."""
+    result, slots = await add(cluster, (2, 1))
+    await cluster.kill(0)
+    reader = outsider(cluster, slots)
+    manifest, _, _ = invented(result.cid, 0, missing=3000)
+    liars = [n for n in cluster.alive if n not in slots.values() and n != reader]
+    for number in liars:
+        plant(cluster, number, manifest)
+    for number in slots.values():
+        cluster.hub.delay(cluster.peer(number), 0.03)
+    return reader, result.cid, manifest.cid, liars
+
+
 def test_a_manifest_of_segments_that_nobody_has_costs_moments() -> None:
     """Named by more peers than the true one, and by those who answer first."""
 
     async def main() -> None:
         async with open_cluster(9) as cluster:
-            result, slots = await add(cluster, (2, 1))
-            await cluster.kill(0)
-            reader = outsider(cluster, slots)
-            manifest, _, _ = invented(result.cid, 0, missing=3000)
-            for number in cluster.alive:
-                if number not in slots.values() and number != reader:
-                    plant(cluster, number, manifest)
-            for number in slots.values():
-                cluster.hub.delay(cluster.peer(number), 0.03)
+            reader, root, _, _ = await among_liars(cluster)
             for seconds in (4, 2):
                 begin = trio.current_time()
-                assert await read(cluster, reader, result.cid) == DATA
+                assert await read(cluster, reader, root) == DATA
                 assert trio.current_time() - begin < seconds
-                cluster[reader]._retriever.forget(result.cid)
+                cluster[reader]._retriever.forget(root)
                 await trio.sleep(10)
 
     run_deterministic(5, main)
@@ -185,18 +192,11 @@ def test_a_manifest_of_which_the_holders_are_silent_costs_moments() -> None:
 
     async def main() -> None:
         async with open_cluster(9) as cluster:
-            result, slots = await add(cluster, (2, 1))
-            await cluster.kill(0)
-            reader = outsider(cluster, slots)
-            manifest, _, _ = invented(result.cid, 0, missing=3000)
-            silent = [n for n in cluster.alive if n not in slots.values() and n != reader]
-            for number in silent:
-                plant(cluster, number, manifest)
-                _make_mute(cluster, number, {manifest.cid, result.cid})
-            for number in slots.values():
-                cluster.hub.delay(cluster.peer(number), 0.03)
+            reader, root, manifest, liars = await among_liars(cluster)
+            for number in liars:
+                _make_mute(cluster, number, {manifest, root})
             begin = trio.current_time()
-            assert await read(cluster, reader, result.cid) == DATA
+            assert await read(cluster, reader, root) == DATA
             assert trio.current_time() - begin < 6
 
     run_deterministic(5, main)

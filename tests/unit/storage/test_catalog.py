@@ -332,20 +332,32 @@ class TestHolder:
         assert catalog.expire_reservations(NOW + 10) == []
         assert catalog.held_slot(SEGMENT, 3) == replace(SLOT, updated=NOW + 50)
 
-    def test_a_slot_reserved_anew_while_it_is_released_is_reserved(self, tmp_path: Path) -> None:
+    def test_a_slot_reserved_anew_while_it_is_released_is_reserved(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         records = RecordFiles(tmp_path / "records")
         catalog = open_catalog(tmp_path / "catalog.sqlite3", records)
         catalog.reserve_slot(SLOT)
         fresh = replace(SLOT, updated=NOW + 5)
         resume = threading.Thread(target=catalog.reserve_slot, args=(fresh,))
-        put = records.put
+        put, lock, waits = records.put, catalog._promises, threading.Event()
+
+        class Watched:
+            def __enter__(self) -> None:
+                if threading.current_thread() is resume:
+                    waits.set()
+                lock.acquire()
+
+            def __exit__(self, *_: object) -> None:
+                lock.release()
 
         def resume_first(kind: RecordKind, key: bytes, record: bytes) -> None:
             resume.start()
-            resume.join(0.1)  # it may go on only when the release is done
+            assert waits.wait(10)  # it may go on only when the release is done
             put(kind, key, record)
 
-        records.put = resume_first  # type: ignore[method-assign]  # between check and act
+        monkeypatch.setattr(catalog, "_promises", Watched())
+        monkeypatch.setattr(records, "put", resume_first)  # between check and act
         assert catalog.release_slot(SLOT, NOW + 1)
         resume.join()
         assert catalog.held_slot(SEGMENT, 3) == fresh
