@@ -69,6 +69,10 @@ YAMUX_CONTROL_FRAMES_MAX: Final = 4096  # queued answers to a peer that never re
 KEEPALIVE_SECONDS: Final = 10
 KEEPALIVE_TIMEOUT_SECONDS: Final = 25
 RAW_READ_BYTES: Final = 512 * KIB
+# A peer whose answers take less is near; its connection needs no longer queue (which Linux
+# doubles): half a MiB in a millisecond is more than anybody sends.
+NEAR_MICROSECONDS: Final = 1000
+NEAR_SEND_BUFFER_BYTES: Final = 256 * KIB
 HANDSHAKE_SECONDS: Final = 10
 # What a limited node may send or receive at once after a pause: a tenth of a second's worth,
 # and at least one frame.  A limit below the least would make live peers look dead.
@@ -144,6 +148,7 @@ VERSION_CHARS_MAX: Final = 64
 REFUSAL_CHARS_MAX: Final = 512
 SLOT_DOCUMENTS_MAX: Final = 8  # blocks that a holder may ask for before it takes a slot
 SLOT_BATCH_BYTES_MAX: Final = 8 * MIB  # verified and made durable together
+SLOT_BATCH_SECONDS: Final = 0.5  # what came first waits no longer for the rest of its batch
 PEER_SLOTS_RECEIVED_MAX: Final = 4  # at once; the next offers of the peer wait their turn
 LARGE_MESSAGE_BYTES: Final = 64 * KIB  # above: few at once; parsed, one takes some 4 MiB
 PEER_LARGE_MESSAGES_MAX: Final = 2

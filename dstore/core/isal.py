@@ -72,7 +72,7 @@ def load() -> IsalEngine | None:
     """The first ISA-L that can be loaded and passes the self-test; None where there is none."""
     ffi = cffi.FFI()
     ffi.cdef(_DECLARATIONS)
-    for path, name in _candidates():
+    for path, name in candidates():
         try:
             library = ffi.dlopen(path)
             engine = IsalEngine(ffi, library, name)
@@ -83,7 +83,8 @@ def load() -> IsalEngine | None:
     return None
 
 
-def _candidates() -> Iterator[tuple[str, str]]:
+def candidates() -> Iterator[tuple[str, str]]:
+    """Where the library may be, and what to call it."""
     yield _SYSTEM_NAME, f"isa-l ({_SYSTEM_NAME})"
     try:
         installed = files("pyeclib") or []

@@ -96,7 +96,7 @@ class Share:
         as often again; what the share holds itself is waited for without end."""
         assert size <= self.limit_bytes
         budget = self._budget
-        if not budget.crowded and self.has_room(size) and budget.leaves_enough(self, size):
+        if self.may_take(size):
             budget.add(self, size)  # as a rule
             return
         ask = budget.enter(self, size)
@@ -114,6 +114,11 @@ class Share:
             elif not done:
                 budget.leave(ask)
                 budget.settle()
+
+    def may_take(self, size: int) -> bool:
+        """Whether `take` would not have to wait."""
+        budget = self._budget
+        return not budget.crowded and self.has_room(size) and budget.leaves_enough(self, size)
 
     def give_back(self, size: int) -> None:
         """What `take` took, or part of it."""

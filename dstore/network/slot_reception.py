@@ -1,12 +1,14 @@
 """How a holder receives one slot: the PutSlot exchange, seen from the serving side.
 
-Fragments are read as fast as they are stored, verified and made durable in batches of what has
-arrived.  It decides nothing: whether a slot is taken and what its fragments are, the
-`SlotReception` says, which the service implements.
+Fragments are read as fast as they are stored, verified and made durable some megabytes
+together: a batch costs hand-overs, syncs and an answer, however small it is.  This module
+decides nothing: whether a slot is taken and what its fragments are, the `SlotReception` says,
+which the service implements.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import NoReturn, Protocol
@@ -32,6 +34,7 @@ from dstore.limits import (
     INLINE_HASH_BYTES,
     PROGRESS_SECONDS,
     SLOT_BATCH_BYTES_MAX,
+    SLOT_BATCH_SECONDS,
     SLOT_DOCUMENTS_MAX,
     WORKING_SECONDS,
 )
@@ -78,7 +81,9 @@ class Offered(Protocol):
     ) -> SlotReception: ...
 
 
-Arrived = tuple[int, bytes]  # stripe index, what came
+Fragment = tuple[int, bytes]  # stripe index, what came
+# What has arrived; None where the next has to wait for the memory that those before it take.
+Arrived = Fragment | None
 
 _QUEUE_BLOCKS = 1024  # arrived and not yet stored; the byte budget binds earlier for large ones
 
@@ -185,8 +190,11 @@ class SlotExchange:
             cid, size = reception.expected(stripe)
             if upload.size != size:
                 raise ProtocolViolation(f"{peer} sent {upload.size} bytes for {cid} of {size}")
-            await self._share.take(size + BLOCK_OVERHEAD_BYTES)
-            self._unstored_bytes += size + BLOCK_OVERHEAD_BYTES
+            taken = size + BLOCK_OVERHEAD_BYTES
+            if not self._share.may_take(taken):
+                await to_store.send(None)
+            await self._share.take(taken)
+            self._unstored_bytes += taken
             fragment = (stripe, await self._link.read_bytes(size))
             # Small ones that came in one read go on in one batch.
             try:
@@ -200,29 +208,44 @@ class SlotExchange:
         count: int,
         arrived: trio.MemoryReceiveChannel[Arrived],
     ) -> None:
-        """Store whatever has arrived, and say so, until all is stored."""
+        """Store what has arrived, and say so, until all is stored."""
         stored = 0
         while stored < count:
-            batch = [await arrived.receive()]
-            batch_bytes = len(batch[0][1])
-            while batch_bytes < SLOT_BATCH_BYTES_MAX:
-                try:
-                    batch.append(arrived.receive_nowait())
-                except trio.WouldBlock:
-                    break
-                batch_bytes += len(batch[-1][1])
+            batch = await self._gather(count - stored, arrived)
             try:
-                await reception.store([(stripe, data) for stripe, data in batch])
+                await reception.store(batch)
             except HashMismatch as error:
                 raise HashMismatch(f"{self._link.peer} sent {error}") from error
             except (Refused, NodeError, DataError) as error:
                 await self._refuse_halfway(refusing(error), arrived)
             stored += len(batch)
-            batch_bytes += len(batch) * BLOCK_OVERHEAD_BYTES
+            taken = sum(len(data) + BLOCK_OVERHEAD_BYTES for _, data in batch)
             batch.clear()
-            self._unstored_bytes -= batch_bytes
-            self._share.give_back(batch_bytes)
+            self._unstored_bytes -= taken
+            self._share.give_back(taken)
             await self._link.send(encode_answer(wire.Stored(stored)))
+
+    async def _gather(
+        self, left: int, arrived: trio.MemoryReceiveChannel[Arrived]
+    ) -> list[Fragment]:
+        """What to store together, at least one and at most `left`: a whole batch, or what
+        comes within a moment, or what there is memory for."""
+        batch: list[Fragment] = []
+        size = 0
+        with trio.move_on_after(math.inf) as scope:
+            while len(batch) < left and size < SLOT_BATCH_BYTES_MAX:
+                try:
+                    fragment = arrived.receive_nowait()
+                except trio.WouldBlock:
+                    fragment = await arrived.receive()
+                if fragment is not None:
+                    batch.append(fragment)
+                    size += len(fragment[1])
+                elif batch:
+                    break
+                if len(batch) == 1:
+                    scope.deadline = trio.current_time() + SLOT_BATCH_SECONDS
+        return batch
 
     async def _refuse_halfway(
         self, refusal: wire.Refusing, arrived: trio.MemoryReceiveChannel[Arrived]

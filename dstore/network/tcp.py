@@ -5,19 +5,33 @@ Not a transport: who listens, dials and closes is decided in `swarm.py`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import socket
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from libp2p.abc import ConnectionType, IRawConnection
 from libp2p.io.exceptions import ConnectionClosedError
 
 from dstore.errors import ConnectionLost, ProtocolViolation
-from dstore.limits import HANDSHAKE_BYTES_MAX, RAW_READ_BYTES
+from dstore.limits import (
+    HANDSHAKE_BYTES_MAX,
+    NEAR_MICROSECONDS,
+    NEAR_SEND_BUFFER_BYTES,
+    RAW_READ_BYTES,
+)
 from dstore.network.addresses import Endpoint, endpoint_of_socket
 from dstore.network.shaping import Line, Shaper
 
 if TYPE_CHECKING:
     from multiaddr import Multiaddr
+
+# Linux's `struct tcp_info`: the smoothed round-trip time, in microseconds.
+_TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
+_RTT: Final = struct.Struct("=I")
+_RTT_AT: Final = 68
+_RTT_END: Final = _RTT_AT + _RTT.size
 
 
 class TcpLost(ConnectionLost, ConnectionClosedError):  # type: ignore[misc]  # libp2p is untyped
@@ -43,6 +57,18 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
     def trust(self) -> None:
         """The peer is authenticated: it may send as much as it likes."""
         self._allowed = None
+        self._fit_send_buffer()
+
+    def _fit_send_buffer(self) -> None:
+        """Where an answer takes no time, a long queue in the kernel makes nothing faster: its
+        bytes are out of the processor's caches by the time that the peer reads them."""
+        if _TCP_INFO is None:
+            return
+        with suppress(OSError):  # the connection is gone, which the next read tells
+            info = self._stream.socket.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _RTT_END)
+            if len(info) == _RTT_END and _RTT.unpack_from(info, _RTT_AT)[0] < NEAR_MICROSECONDS:
+                near = NEAR_SEND_BUFFER_BYTES
+                self._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, near)
 
     async def read_some(self, max_bytes: int = RAW_READ_BYTES) -> bytes:
         """At least one byte; b"" at the end.  Raises ConnectionLost; ProtocolViolation on a

@@ -13,8 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import mmh3
-
+from dstore.core.checksum import checksum
 from dstore.core.cid import CID
 from dstore.errors import (
     CorruptStore,
@@ -126,7 +125,7 @@ class DiskStore:
         if known is not None:
             with suppress(CorruptStore):
                 content = self._read(name, direct=known.unread)
-                if content is not None and _checksum(content) == known.checksum:
+                if content is not None and checksum(content) == known.checksum:
                     return content
         content = self._sound(cid)
         if content is None:
@@ -296,7 +295,7 @@ class _Known(NamedTuple):
 
 class _FreshBlocks:
     """Large blocks that were written or checked lately, by a checksum each: what damages bytes
-    at rest does not keep it, and it costs a quarter of a hash.  Safe to call from several
+    at rest does not keep it, and it costs a twentieth of a hash.  Safe to call from several
     threads."""
 
     def __init__(self) -> None:
@@ -306,7 +305,7 @@ class _FreshBlocks:
 
     def note(self, blocks: Sequence[tuple[bytes, bytes]], *, unread: bool = False) -> None:
         """These (multihash, bytes) were written or checked just now; the oldest make way."""
-        made = [(_short(name), _Known(_checksum(content), unread)) for name, content in blocks]
+        made = [(_short(name), _Known(checksum(content), unread)) for name, content in blocks]
         with self._lock:
             for key, known in made:
                 self._known.pop(key, None)
@@ -326,12 +325,6 @@ class _FreshBlocks:
 
 def _short(name: bytes) -> int:
     return int.from_bytes(name[-8:])
-
-
-def _checksum(content: bytes) -> int:
-    """64 bits of MurmurHash3."""
-    found: int = mmh3.hash64(content)[0]
-    return found
 
 
 def open_disk_store(

@@ -218,7 +218,7 @@ def test_a_library_that_computes_wrongly_is_not_used(monkeypatch: pytest.MonkeyP
 
 
 def test_without_isal_numpy_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isal, "_candidates", lambda: [("libno-such.so.9", "none")])
+    monkeypatch.setattr(isal, "candidates", lambda: [("libno-such.so.9", "none")])
     erasure.engine.cache_clear()
     try:
         assert erasure.engine_name().startswith("numpy")

@@ -19,6 +19,9 @@ from dstore.limits import (
     GET_BLOCKS_MAX,
     IDLE_STREAM_SECONDS,
     MIB,
+    PEER_BUDGET_BYTES,
+    SLOT_BATCH_BYTES_MAX,
+    SLOT_BATCH_SECONDS,
     WORKING_SECONDS,
 )
 from dstore.network.fragments_client import FragmentsClient, PutProgress, SlotBlock
@@ -259,7 +262,7 @@ async def test_refusals_keep_the_stream(autojump_clock: trio.testing.MockClock) 
 async def test_refusal_while_fragments_are_sent(autojump_clock: trio.testing.MockClock) -> None:
     async with pair() as both:
         parts, data = both.slot(40, 500_000)
-        room = 3
+        room = 1
 
         async def storing(blocks: object) -> None:
             nonlocal room
@@ -276,6 +279,60 @@ async def test_refusal_while_fragments_are_sent(autojump_clock: trio.testing.Moc
             await both.holder.receptions[0].abandoned.wait()
         assert both.faults == []
         await both.client.hello(SERVER)  # on a stream of its own
+
+
+async def test_fragments_are_stored_in_whole_batches(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with pair() as both:
+        parts, data = both.slot(20, MIB)
+        assert await put(both, parts, data) == b"lease 2"
+        assert [len(batch) for batch in both.holder.batches] == [8, 8, 4]
+
+
+async def test_what_came_first_waits_a_moment_for_the_rest(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with pair() as both:
+        parts, data = both.slot(4, MIB)
+        begun, stored = trio.current_time(), list[float]()
+
+        async def slowly(part: SlotBlock) -> bytes:
+            await trio.sleep(10)
+            return data[part.cid]
+
+        async def storing(_: object) -> None:
+            await trio.lowlevel.checkpoint()
+            stored.append(trio.current_time() - begun)
+
+        both.holder.storing = storing
+        await both.client.put_slot(SERVER, OFFER, no_document, parts, slowly)
+        waits = [SLOT_BATCH_SECONDS] * 3 + [0]  # after the last there is nothing to wait for
+        expected = [10 * (i + 1) + wait for i, wait in enumerate(waits)]
+        assert stored == pytest.approx(expected, abs=0.2)
+
+
+async def test_slots_that_share_little_memory_do_not_wait_for_whole_batches(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    assert 4 * SLOT_BATCH_BYTES_MAX > PEER_BUDGET_BYTES
+    async with pair() as both:
+        made = [block(number, MIB) for number in range(24)]
+        parts = [SlotBlock(i, cid, len(data)) for i, (cid, data) in enumerate(made)]
+        for slot in range(4):
+            expected = {part.stripe: (part.cid, part.size) for part in parts}
+            both.holder.expected[SEGMENT, slot] = expected
+
+        async def read(part: SlotBlock) -> bytes:
+            await trio.lowlevel.checkpoint()
+            return dict(made)[part.cid]
+
+        begun = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for slot in range(4):
+                offer = wire.PutSlot(b"pin record", MANIFEST, SEGMENT, slot)
+                nursery.start_soon(both.client.put_slot, SERVER, offer, no_document, parts, read)
+        assert trio.current_time() - begun < SLOT_BATCH_SECONDS
 
 
 async def test_slow_holder_is_heard_of_while_it_works(

@@ -121,6 +121,9 @@ class MemorySocket:
     def getpeername(self) -> tuple[str, int]:
         return ("127.0.0.1", 4001)
 
+    def getsockopt(self, *_: int) -> bytes:
+        return b""
+
     async def receive_some(self, max_bytes: int) -> bytes:
         data = bytes(await self._stream.receive_some(max_bytes))
         self.carried += len(data)

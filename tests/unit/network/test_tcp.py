@@ -1,0 +1,60 @@
+"""What a TCP connection asks of its socket."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+import pytest
+import trio
+
+from dstore.limits import NEAR_SEND_BUFFER_BYTES
+from dstore.network.tcp import TcpConnection
+
+
+class Told:
+    """A socket and its stream, whose kernel says what a test wants of its round trips."""
+
+    def __init__(self, info: bytes) -> None:
+        self.socket = self
+        self.info = info
+        self.options: list[tuple[int, ...]] = []
+
+    def getpeername(self) -> tuple[str, int]:
+        return "192.0.2.1", 4001
+
+    def getsockopt(self, *_: int) -> bytes:
+        return self.info
+
+    def setsockopt(self, *option: int) -> None:
+        self.options.append(option)
+
+
+@pytest.mark.parametrize(
+    ("info", "near"),
+    [
+        (bytes(68) + struct.pack("=I", 999), True),
+        (bytes(68) + struct.pack("=I", 1000), False),
+        (bytes(40), False),  # a kernel that says less
+    ],
+)
+async def test_the_queue_in_the_kernel_is_cut_for_near_peers_only(info: bytes, near: bool) -> None:
+    told: Any = Told(info)  # what TcpConnection uses of a socket stream
+    connection = TcpConnection(told, is_initiator=True)
+    assert told.options == []
+    connection.trust()
+    cut = [(socket.SOL_SOCKET, socket.SO_SNDBUF, NEAR_SEND_BUFFER_BYTES)]
+    assert told.options == (cut if near else [])
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="a system that tells no round trips")
+async def test_a_peer_on_this_machine_is_near() -> None:
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    async with listener:
+        port = listener.socket.getsockname()[1]
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            connection = TcpConnection(stream, is_initiator=True)
+            connection.trust()
+            held = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+            assert held in (NEAR_SEND_BUFFER_BYTES, 2 * NEAR_SEND_BUFFER_BYTES)
