@@ -51,10 +51,12 @@ def _tahoe() -> Path:
 class Grid:
     """The introducer and the storage nodes, running."""
 
-    def __init__(self, work: Path, stack: ExitStack) -> None:
+    def __init__(self, work: Path, stack: ExitStack, gateways: int = 0) -> None:
+        """The first `gateways` of the storage nodes are gateways, too."""
         self._work = work
         self.introducer = ""
         self.servers: dict[str, subprocess.Popen[bytes]] = {}
+        self.urls: dict[str, str] = {}  # of the servers that are gateways
         self._create("create-introducer", "introducer", self._listening())
         stack.enter_context(self._run("introducer"))
         furl = work / "introducer" / "private" / "introducer.furl"
@@ -62,13 +64,21 @@ class Grid:
         self.introducer = furl.read_text().strip()
         for number in range(_SERVERS):
             name = f"server-{number}"
-            joined = ["--introducer", self.introducer, "--webport", "none"]
+            web = "--webport=none"
+            if number < gateways:
+                web, self.urls[name] = self._web()
+            joined = ["--introducer", self.introducer, web, *_CODE]
             self._create("create-node", name, [*self._listening(), *joined])
             self.servers[name] = stack.enter_context(self._run(name))
 
     def _listening(self) -> list[str]:
         port = free_port()
         return [f"--port=tcp:{port}:interface=127.0.0.1", f"--location=tcp:127.0.0.1:{port}"]
+
+    def _web(self) -> tuple[str, str]:
+        """The option for a gateway's port, and its URL."""
+        port = free_port()
+        return f"--webport=tcp:{port}:interface=127.0.0.1", f"http://127.0.0.1:{port}"
 
     def _create(self, what: str, name: str, words: list[str]) -> None:
         tell([_tahoe(), what, *words, self._work / name])
@@ -80,20 +90,10 @@ class Grid:
     @contextmanager
     def gateway(self, name: str, servers: int = _SERVERS) -> Iterator[tuple[Trees, str]]:
         """A fresh client that is connected to so many servers, left alone for a while."""
-        port = free_port()
-        url = f"http://127.0.0.1:{port}"
-        web = [f"--webport=tcp:{port}:interface=127.0.0.1"]
-        self._create("create-client", name, [*web, *_CODE, "--introducer", self.introducer])
-
-        def connected() -> bool:
-            with urllib.request.urlopen(f"{url}/?t=json", timeout=5) as answer:
-                known = json.load(answer)["servers"]
-            words = [str(one["connection_status"]).lower() for one in known]
-            return sum(word.startswith("connected") for word in words) >= servers
-
+        web, url = self._web()
+        self._create("create-client", name, [web, *_CODE, "--introducer", self.introducer])
         with self._run(name) as process:
-            wait_until(f"{name} knows {servers} servers", connected)
-            time.sleep(SETTLED_SECONDS)
+            settle(name, url, servers)
             yield Trees(process.pid), url
 
     def holders(self, shares: tuple[str, ...]) -> list[str]:
@@ -107,10 +107,23 @@ class Grid:
         return Trees(*well)
 
 
+def settle(name: str, url: str, servers: int) -> None:
+    """Wait until the gateway is connected to so many servers, and leave it alone for a while."""
+
+    def connected() -> bool:
+        with urllib.request.urlopen(f"{url}/?t=json", timeout=5) as answer:
+            known = json.load(answer)["servers"]
+        words = [str(one["connection_status"]).lower() for one in known]
+        return sum(word.startswith("connected") for word in words) >= servers
+
+    wait_until(f"{name} knows {servers} servers", connected)
+    time.sleep(SETTLED_SECONDS)
+
+
 @contextmanager
-def _grid(work: Path) -> Iterator[Grid]:
+def _grid(work: Path, gateways: int = 0) -> Iterator[Grid]:
     with ExitStack() as stack:
-        yield Grid(work, stack)
+        yield Grid(work, stack, gateways)
 
 
 def _put(connection: http.client.HTTPConnection, body: bytes | Path) -> str:
@@ -147,6 +160,16 @@ def _add(grid: Grid, load: Load, row: Row) -> str:
         row["coded_add_cpu_s_per_gib"] = used / load.gib
         row["adder_peak_mib"] = adder.peak_mib()
     return capability
+
+
+def five(work: Path, load: Load) -> Row:
+    """A coded add through one of the five storage nodes, which keeps one share itself."""
+    with _grid(work, gateways=1) as grid:
+        name, url = next(iter(grid.urls.items()))
+        settle(name, url, _SERVERS)
+        begun = time.perf_counter()
+        _put(_connect(url), load.path)
+        return {"own_slot_add_mb_per_s": load.size / 1e6 / (time.perf_counter() - begun)}
 
 
 def large(work: Path, load: Load) -> Row:
@@ -209,4 +232,7 @@ def small(work: Path, load: Load) -> Row:
     }
 
 
-PEER = Peer(prepare=prepare, parts={"large": large, "sick": sick_holders, "small": small})
+PEER = Peer(
+    prepare=prepare,
+    parts={"five": five, "large": large, "sick": sick_holders, "small": small},
+)
