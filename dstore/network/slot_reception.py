@@ -23,7 +23,9 @@ from dstore.core.wirecodec import decode_upload, encode_answer
 from dstore.errors import (
     ConnectionLost,
     DataError,
+    DeadlineExceeded,
     HashMismatch,
+    NetworkError,
     NodeError,
     ProtocolViolation,
     Refused,
@@ -97,6 +99,7 @@ class SlotExchange:
         self._workers = workers
         self._documents = 0
         self._unstored_bytes = 0  # taken of the share by blocks not yet stored
+        self._lost: NetworkError | None = None  # why no more comes
 
     async def run(self, holder: Offered, offer: wire.PutSlot, turns: trio.Semaphore) -> None:
         """From the offer to the lease.  Raises what refuses the slot before it is accepted,
@@ -170,10 +173,15 @@ class SlotExchange:
     async def _receive_all(self, reception: SlotReception, wanted: Sequence[int]) -> None:
         to_store: trio.MemorySendChannel[Arrived]
         to_store, arrived = trio.open_memory_channel[Arrived](_QUEUE_BLOCKS)
-        await alongside(
-            partial(self._receive, reception, wanted, to_store),
-            partial(self._store, reception, len(wanted), arrived),
-        )
+
+        async def receive() -> None:
+            with to_store:
+                try:
+                    await self._receive(reception, wanted, to_store)
+                except (ConnectionLost, DeadlineExceeded) as error:
+                    self._lost = error  # what came before is stored first
+
+        await alongside(receive, partial(self._store, reception, len(wanted), arrived))
 
     async def _receive(
         self,
@@ -212,6 +220,9 @@ class SlotExchange:
         stored = 0
         while stored < count:
             batch = await self._gather(count - stored, arrived)
+            if not batch:
+                assert self._lost is not None
+                raise self._lost
             try:
                 await reception.store(batch)
             except HashMismatch as error:
@@ -228,16 +239,16 @@ class SlotExchange:
     async def _gather(
         self, left: int, arrived: trio.MemoryReceiveChannel[Arrived]
     ) -> list[Fragment]:
-        """What to store together, at least one and at most `left`: a whole batch, or what
-        comes within a moment, or what there is memory for."""
+        """What to store together, at most `left`: a whole batch, or what comes within a moment,
+        or what there is memory for, or what came last; none where nothing comes any more."""
         batch: list[Fragment] = []
         size = 0
         with trio.move_on_after(math.inf) as scope:
             while len(batch) < left and size < SLOT_BATCH_BYTES_MAX:
                 try:
-                    fragment = arrived.receive_nowait()
-                except trio.WouldBlock:
-                    fragment = await arrived.receive()
+                    fragment = await _next(arrived)
+                except trio.EndOfChannel:
+                    break
                 if fragment is not None:
                     batch.append(fragment)
                     size += len(fragment[1])
@@ -257,5 +268,17 @@ class SlotExchange:
             while True:
                 self._share.give_back(self._unstored_bytes)
                 self._unstored_bytes = 0
-                await arrived.receive()
+                try:
+                    await arrived.receive()
+                except trio.EndOfChannel:
+                    break
         raise ConnectionLost(f"slot refused half-way: {refusal.reason}")
+
+
+async def _next(arrived: trio.MemoryReceiveChannel[Arrived]) -> Arrived:
+    """What has arrived, without a turn of the loop where it is there: small ones come many at
+    once."""
+    try:
+        return arrived.receive_nowait()
+    except trio.WouldBlock:
+        return await arrived.receive()
