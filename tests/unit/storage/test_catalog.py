@@ -247,11 +247,8 @@ class TestOwner:
         catalog.put_placements([three, one])
         catalog.put_placements([two])
         assert catalog.placements(SEGMENT) == [one, two, three]
-        assert catalog.placements_with(peer(1)) == [one, three]
         catalog.put_placements([replace(one, expires=NOW + 9, lease=None, last_answered=None)])
-        assert catalog.placements(SEGMENT)[0] == replace(one, expires=NOW + 9)
-        catalog.forget_placement(SEGMENT, 0, peer(1))
-        assert catalog.placements(SEGMENT) == [two, three]
+        assert catalog.placements(SEGMENT) == [replace(one, expires=NOW + 9), two, three]
         assert catalog.placements(OTHER) == []
 
 
