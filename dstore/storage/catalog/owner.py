@@ -277,6 +277,17 @@ class OwnerTables(ReferenceTables):
             for slot, peer, expires, lease, last_answered in rows
         ]
 
+    def peers_promising(self, root: CID, count: int) -> set[PeerId]:
+        """Who gave a lease for the first segment of one of the root's first `count` manifests."""
+        with self._db.reading() as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT peer FROM manifest_segments JOIN placements USING (segment)"
+                " WHERE position = 0 AND lease IS NOT NULL AND manifest_id IN"
+                " (SELECT id FROM manifests WHERE root_key = ? ORDER BY id LIMIT ?)",
+                (root_key(root), count),
+            ).fetchall()
+        return {PeerId(peer) for (peer,) in rows}
+
     def segments_with_leases(self, until: float, after: CID | None, count: int) -> list[CID]:
         """Segments with a slot whose lease, as far as is known, ends before `until`: the next
         `count` in the order of their CIDs' bytes, `after` that one."""

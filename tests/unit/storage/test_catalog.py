@@ -251,6 +251,14 @@ class TestOwner:
         assert catalog.placements(SEGMENT) == [replace(one, expires=NOW + 9), two, three]
         assert catalog.placements(OTHER) == []
 
+    def test_who_promised_slots_of_a_first_segment(self, catalog: Catalog) -> None:
+        for number, segment in enumerate((SEGMENT, OTHER, cid("too late"), cid("second"))):
+            row = ManifestRow(ROOT, cid(f"{number}"), 4, 2, 10, 1, (segment, cid("second")))
+            catalog.put_manifest(row)
+            catalog.put_placements([Placement(segment, 0, peer(number), NOW, b"lease")])
+        catalog.put_placements([Placement(SEGMENT, 1, peer(9), NOW)])
+        assert catalog.peers_promising(ROOT, 2) == {peer(0), peer(1)}
+
 
 class TestHolder:
     def test_a_slot_is_reserved_held_trashed_and_deleted(self, catalog: Catalog) -> None:
