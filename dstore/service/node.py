@@ -44,7 +44,7 @@ from dstore.service.blockcache import BlockCache
 from dstore.service.candidates import CandidateFinder, label_domains, peer_domains
 from dstore.service.counters import Counters
 from dstore.service.faults import Faults
-from dstore.service.fetch import BlockFetcher, open_fetcher
+from dstore.service.fetch import open_fetcher
 from dstore.service.gate import Gate
 from dstore.service.holder import HolderOptions, LocalHolder
 from dstore.service.holdings import Holdings
@@ -74,7 +74,7 @@ from dstore.service.retrieve import Retriever
 from dstore.service.rootturns import RootTurns
 from dstore.service.segments import SegmentMemory
 from dstore.service.session import RootSession
-from dstore.service.sources import Discovery
+from dstore.service.sources import Access, Discovery
 from dstore.service.status import StatusReader
 from dstore.service.stores import Stores
 from dstore.service.upload import Uploader
@@ -307,7 +307,8 @@ async def assemble(
             stores, network, identity, runtime, _holder_options(options), reprovider.provide_soon
         )
         serve_fragments(network, holder, runtime, faults.report)
-        retriever = _retriever(network, routing, client, fetcher, stores, runtime, nursery, options)
+        access = Access(network, routing, client, fetcher, stores, runtime, nursery)
+        retriever = _retriever(access, options.memory_cache_bytes)
         records, turns = PinRecords(stores, network, client, owner, runtime), RootTurns()
         publisher = Publisher(
             stores,
@@ -352,24 +353,10 @@ async def assemble(
         nursery.cancel_scope.cancel()
 
 
-def _retriever(
-    network: Network,
-    routing: Routing,
-    client: FragmentsClient,
-    fetcher: BlockFetcher,
-    stores: Stores,
-    runtime: Runtime,
-    nursery: trio.Nursery,
-    options: NodeOptions,
-) -> Retriever:
+def _retriever(access: Access, cache_bytes: int) -> Retriever:
     """Sessions share what is kept in memory."""
-    discovery = Discovery(network, routing, client, fetcher, stores, runtime, nursery)
-    cache, memory = BlockCache(options.memory_cache_bytes), SegmentMemory()
-    return Retriever(
-        lambda root: RootSession(
-            root, discovery, fetcher, client, network, stores, cache, runtime, nursery, memory
-        )
-    )
+    discovery, cache, memory = Discovery(access), BlockCache(cache_bytes), SegmentMemory()
+    return Retriever(lambda root: RootSession(root, access, discovery, cache, memory))
 
 
 async def _begin(

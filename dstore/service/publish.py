@@ -127,7 +127,10 @@ class Publisher:
             )
         remote = await self._candidates.find(root.multihash)
         asked_at = trio.current_time()
-        holding = await self._runtime.workers.run(self._holding, root)
+        # They need no room for their slots: adding again is to choose the code chosen before.
+        holding = await self._runtime.workers.run(
+            self._stores.catalog.peers_promising, root, RECORD_MANIFESTS_MAX
+        )
         takers = [one for one in remote if one.free_bytes > 0 or one.peer in holding]
         if not takers:
             nobody = "no other storage node " + ("has room" if remote else "answered")
@@ -208,16 +211,6 @@ class Publisher:
                 f"{describe(planned)}; {options.require_guarantee} were required. It is stored "
                 "here only"
             )
-
-    def _holding(self, root: CID) -> set[PeerId]:
-        """In a worker: who has promised slots of the root, and so needs no room for them: adding
-        again is to choose the code that was chosen before."""
-        catalog = self._stores.catalog
-        rows = catalog.manifests_of(root)[:RECORD_MANIFESTS_MAX]
-        leases = (
-            one for row in rows for cid in row.segments[:1] for one in catalog.placements(cid)
-        )
-        return {one.peer for one in leases if one.lease is not None}
 
     def _choose(
         self,

@@ -39,7 +39,7 @@ from dstore.service.segments import RootSegments
 from dstore.service.sources import RootSources
 
 T = TypeVar("T")
-Way = Callable[[], Awaitable[None]]
+Way = Callable[[], Awaitable[T | None]]  # None where it leads nowhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,6 @@ class Search(Generic[T]):
         self._refs: dict[CID, Iterator[SegmentRef]] = {}  # by manifest, what is left to try
         self._turns: Counter[CID] = Counter()  # that each manifest has had
         self._late_at: dict[CID, float] = {}  # manifests and segments under way
-        self._ended: set[CID] = set()  # manifests of which all was tried
         self._taken: set[tuple[Code, SegmentRef]] = set()
         self._useless = set[CID]() if useless is None else useless
         self._attempted: set[CID] = set()  # segments
@@ -92,7 +91,7 @@ class Search(Generic[T]):
         self._looking = 0  # of those, with a segment that lists the block
         self._alone_until = 0.0  # when another way begins beside those that run
         self._news = trio.Event()
-        self._result: list[T] = []
+        self._result: T | None = None
         self._failure: DstoreError | None = None
 
     async def find(self) -> T:
@@ -105,19 +104,20 @@ class Search(Generic[T]):
             self._running += 1
             await self._run(way)  # nothing could be tried beside it
             way = None
-        if not self._result:
+        if self._result is None:
             await self._race(way)
-        if self._result:
+        result, self._result = self._result, None
+        if result is not None:
             self._failure = None  # its traceback holds frames, and what was fetched in them
-            return self._result.pop()
+            return result
         raise self._failure or NotFoundError(f"no segment lists {self._cid}")
 
-    async def _race(self, way: Way | None) -> None:
+    async def _race(self, way: Way[T] | None) -> None:
         """Try `way`, then one way after another: the next where one has failed, or after a
         while beside those that are under way."""
         alone_seconds = HEDGE_SECONDS
         async with open_plain_nursery() as nursery:
-            while not self._result:
+            while self._result is None:
                 way = way or self._next()
                 self._alone_until = trio.current_time() + alone_seconds
                 if way is not None:
@@ -151,27 +151,23 @@ class Search(Generic[T]):
         manifest, segment, holders = min(found, key=lambda one: known.get(one[0], len(known)))
         return Listing(manifest, segment, holders, *segment.locate[self._cid.multihash])
 
-    def _next(self) -> Way | None:
+    def _next(self) -> Way[T] | None:
         """What to try now beside what is under way: of the manifest that had fewest turns, if
         those are equal, that most peers named.  A failure earlier in the session counts as a
         turn."""
         self._note_late()
-        if self._failure is not None and (direct := self._take_direct()) is not None:
-            return direct
+        if self._failure is not None and self._direct is not None:
+            return self._take_direct()
         failed = self._segments.failed
 
         def turns(manifest: Manifest) -> int:
             return self._turns[manifest.cid] + min(failed[manifest.cid], MANIFEST_FAILURES_COUNTED)
 
         for manifest in sorted(self._sources.by_agreement(), key=turns):
-            if manifest.cid in self._late_at or manifest.cid in self._ended:
-                continue
-            ref = self._next_ref(manifest)
-            if ref is not None:
+            if manifest.cid not in self._late_at and (ref := self._next_ref(manifest)) is not None:
                 self._turns[manifest.cid] += 1
                 self._late_at[manifest.cid] = trio.current_time() + HEDGE_SECONDS
                 return partial(self._try, manifest, ref)
-            self._ended.add(manifest.cid)
         stuck = bool(self._attempted) and trio.current_time() >= self._alone_until
         return self._take_direct() if stuck or not self._running else None
 
@@ -197,19 +193,15 @@ class Search(Generic[T]):
                 return ref
         return None
 
-    def _take_direct(self) -> Way | None:
+    def _take_direct(self) -> Way[T] | None:
         direct, self._direct = self._direct, None
-        if direct is None:
-            return None
+        return direct
 
-        async def ask() -> None:
-            self._result.append(await direct())
-
-        return ask
-
-    async def _run(self, way: Way) -> None:
+    async def _run(self, way: Way[T]) -> None:
         try:
-            await way()
+            result = await way()
+            if result is not None:
+                self._result = result
         except (NotFoundError, NetworkError, PeerError, DataError) as error:
             # That nobody has it says less than why a segment that lists it was of no use.
             if self._failure is None or not isinstance(error, NotFoundError):
@@ -217,8 +209,9 @@ class Search(Generic[T]):
         self._running -= 1
         self._news.set()
 
-    async def _try(self, manifest: Manifest, ref: SegmentRef) -> None:
-        """One segment of a manifest."""
+    async def _try(self, manifest: Manifest, ref: SegmentRef) -> T | None:
+        """What one segment of a manifest leads to; None where it does not list the block, or was
+        attempted meanwhile."""
         try:
             try:
                 segment, holders = await self._segments.load(manifest, ref)
@@ -228,22 +221,23 @@ class Search(Generic[T]):
             place = segment.locate.get(self._cid.multihash)
             if place is None:
                 self._useless.add(segment.cid)
-                return
+                return None
             if self._looking:  # another segment leads to the block, as far as is known
                 self._late_at[manifest.cid] = math.inf  # to wait for it is no failure of this one
                 left_seconds = self._alone_until - trio.current_time()
                 with trio.move_on_after(max(0.0, left_seconds)):
                     await self._news.wait()
-            if segment.cid not in self._attempted:
-                await self._look(Listing(manifest.cid, segment, holders, *place))
+            if segment.cid in self._attempted:
+                return None
+            return await self._look(Listing(manifest.cid, segment, holders, *place))
         except (NetworkError, PeerError, DataError):
             self._segments.failed[manifest.cid] += 1
             raise
         finally:
             self._late_at.pop(manifest.cid, None)
 
-    async def _look(self, listing: Listing) -> None:
-        """What a segment leads to."""
+    async def _look(self, listing: Listing) -> T:
+        """What a segment that lists the block leads to."""
         segment = listing.segment.cid
         if not self._attempted:
             proved = segment in self._segments.proved
@@ -253,7 +247,7 @@ class Search(Generic[T]):
         self._attempted.add(segment)
         self._looking += 1
         try:
-            self._result.append(await self._attempt(listing))
+            return await self._attempt(listing)
         except (NotFoundError, NetworkError, PeerError, DataError):
             self._segments.failed[segment] += 1
             raise

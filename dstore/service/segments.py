@@ -40,15 +40,12 @@ from dstore.limits import (
     SEGMENTS_BYTES_MAX,
     SOURCES_TRIED_MAX,
 )
-from dstore.network.fragments_client import FragmentsClient
-from dstore.network.streams import Network, PeerAddresses
-from dstore.runtime import Runtime, open_plain_nursery
+from dstore.network.streams import PeerAddresses
+from dstore.runtime import open_plain_nursery
 from dstore.service.decoding import Holders
-from dstore.service.fetch import BlockFetcher
 from dstore.service.flights import Flights
 from dstore.service.race import gather_enough
-from dstore.service.sources import Discovery, RootSources
-from dstore.service.stores import Stores
+from dstore.service.sources import Access, Discovery, RootSources
 
 
 class SegmentMemory:
@@ -83,29 +80,20 @@ class RootSegments:
     """Loads segments and holder maps; made and kept by a `RootSession`."""
 
     def __init__(
-        self,
-        sources: RootSources,
-        discovery: Discovery,
-        fetcher: BlockFetcher,
-        client: FragmentsClient,
-        network: Network,
-        stores: Stores,
-        runtime: Runtime,
-        nursery: trio.Nursery,
-        memory: SegmentMemory,
+        self, sources: RootSources, access: Access, discovery: Discovery, memory: SegmentMemory
     ) -> None:
         self._sources = sources
         self._discovery = discovery
-        self._fetcher = fetcher
-        self._client = client
-        self._network = network
-        self._stores = stores
-        self._runtime = runtime
+        self._fetcher = access.fetcher
+        self._client = access.client
+        self._network = access.network
+        self._stores = access.stores
+        self._runtime = access.runtime
         self._loaded: OrderedDict[CID, tuple[Segment, Holders]] = OrderedDict()
         self._uses: dict[CID, int] = {}  # of each loaded one the last, by number
         self._weights: dict[CID, int] = {}
         self._used_at = trio.current_time()
-        self._loads: Flights[tuple[Segment, Holders]] = Flights(nursery)
+        self._loads: Flights[tuple[Segment, Holders]] = Flights(access.nursery)
         self.failed: Counter[CID] = Counter()  # manifests and segments, since they last helped
         self.proved: set[CID] = set()  # segments in memory that led to a block
         self._tried: set[CID] = set()  # manifests of which a segment was had

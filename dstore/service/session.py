@@ -43,9 +43,6 @@ from dstore.limits import (
     ROOT_GUESS_SECONDS,
     SOURCES_TRIED_MAX,
 )
-from dstore.network.fragments_client import FragmentsClient
-from dstore.network.streams import Network
-from dstore.runtime import Runtime
 from dstore.service.blockcache import BlockCache
 from dstore.service.decoding import (
     Holders,
@@ -54,13 +51,12 @@ from dstore.service.decoding import (
     fragment_cid,
     fragment_size,
 )
-from dstore.service.fetch import BlockFetcher, Race
+from dstore.service.fetch import Race
 from dstore.service.flights import Flight, Flights, Land
 from dstore.service.race import first_success
 from dstore.service.search import Listing, Search
 from dstore.service.segments import RootSegments, SegmentMemory
-from dstore.service.sources import Discovery, RootSources
-from dstore.service.stores import Stores
+from dstore.service.sources import Access, Discovery, RootSources
 
 Way = Callable[[], Awaitable[bytes]]
 _Key = tuple[str, bytes]  # of a block among the flights
@@ -72,30 +68,25 @@ class RootSession:
     def __init__(
         self,
         root: CID,
+        access: Access,
         discovery: Discovery,
-        fetcher: BlockFetcher,
-        client: FragmentsClient,
-        network: Network,
-        stores: Stores,
         cache: BlockCache,
-        runtime: Runtime,
-        nursery: trio.Nursery,
         memory: SegmentMemory,
     ) -> None:
         self.sources = RootSources(root)
+        self.segments = RootSegments(self.sources, access, discovery, memory)
         self._discovery = discovery
-        self._fetcher = fetcher
-        self._network = network
-        self._stores = stores
+        self._fetcher = access.fetcher
+        self._network = access.network
+        self._stores = access.stores
         self._cache = cache
-        self._runtime = runtime
-        self.segments = RootSegments(
-            self.sources, discovery, fetcher, client, network, stores, runtime, nursery, memory
+        self._runtime = access.runtime
+        self._decoder = StripeDecoder(
+            access.fetcher, access.stores.blocks, cache, access.runtime.workers
         )
-        self._decoder = StripeDecoder(fetcher, stores.blocks, cache, runtime.workers)
-        self._blocks: Flights[bytes] = Flights(nursery)
-        self._looks: Flights[list[bool]] = Flights(nursery)
-        self._stripes: Flights[dict[int, bytes]] = Flights(nursery)
+        self._blocks: Flights[bytes] = Flights(access.nursery)
+        self._looks: Flights[list[bool]] = Flights(access.nursery)
+        self._stripes: Flights[dict[int, bytes]] = Flights(access.nursery)
 
     async def held(self, cids: Sequence[CID]) -> list[bool]:
         """For each block whether this node has it: one look for many blocks."""

@@ -48,6 +48,20 @@ from dstore.service.stores import Stores
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Access:
+    """What the blocks of all roots are found and fetched with; what goes on behind a reader's
+    back runs in `nursery`."""
+
+    network: Network
+    routing: Routing
+    client: FragmentsClient
+    fetcher: BlockFetcher
+    stores: Stores
+    runtime: Runtime
+    nursery: trio.Nursery
+
+
 @dataclass
 class RootSources:
     """What is known about where a root's blocks are.
@@ -108,23 +122,14 @@ class RootSources:
 class Discovery:
     """Fills `RootSources`."""
 
-    def __init__(
-        self,
-        network: Network,
-        routing: Routing,
-        client: FragmentsClient,
-        fetcher: BlockFetcher,
-        stores: Stores,
-        runtime: Runtime,
-        nursery: trio.Nursery,
-    ) -> None:
-        self._network = network
-        self._routing = routing
-        self._client = client
-        self._fetcher = fetcher
-        self._stores = stores
-        self._runtime = runtime
-        self._nursery = nursery
+    def __init__(self, access: Access) -> None:
+        self._network = access.network
+        self._routing = access.routing
+        self._client = access.client
+        self._fetcher = access.fetcher
+        self._stores = access.stores
+        self._runtime = access.runtime
+        self._nursery = access.nursery
 
     async def manifests(self, sources: RootSources) -> list[Manifest]:
         """The manifests known by now, waiting for the first one while discovery goes on;

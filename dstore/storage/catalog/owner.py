@@ -277,18 +277,16 @@ class OwnerTables(ReferenceTables):
             for slot, peer, expires, lease, last_answered in rows
         ]
 
-    def placements_with(self, peer: PeerId) -> list[Placement]:
-        """What the peer holds, as far as this node knows."""
+    def peers_promising(self, root: CID, count: int) -> set[PeerId]:
+        """Who gave a lease for the first segment of one of the root's first `count` manifests."""
         with self._db.reading() as connection:
             rows = connection.execute(
-                "SELECT segment, slot, expires, lease, last_answered FROM placements"
-                " WHERE peer = ? ORDER BY segment, slot",
-                (peer.binary,),
+                "SELECT DISTINCT peer FROM manifest_segments JOIN placements USING (segment)"
+                " WHERE position = 0 AND lease IS NOT NULL AND manifest_id IN"
+                " (SELECT id FROM manifests WHERE root_key = ? ORDER BY id LIMIT ?)",
+                (root_key(root), count),
             ).fetchall()
-        return [
-            Placement(CID.from_bytes(segment), slot, peer, expires, lease, last_answered)
-            for segment, slot, expires, lease, last_answered in rows
-        ]
+        return {PeerId(peer) for (peer,) in rows}
 
     def segments_with_leases(self, until: float, after: CID | None, count: int) -> list[CID]:
         """Segments with a slot whose lease, as far as is known, ends before `until`: the next
@@ -313,14 +311,6 @@ class OwnerTables(ReferenceTables):
         with self._db.reading() as connection:
             count: int = connection.execute(query).fetchone()[0]
         return count
-
-    def forget_placement(self, segment: CID, slot: int, peer: PeerId) -> None:
-        """The peer does not hold the slot any more."""
-        with self._db.transaction() as connection:
-            connection.execute(
-                "DELETE FROM placements WHERE segment = ? AND slot = ? AND peer = ?",
-                (segment.binary, slot, peer.binary),
-            )
 
 
 def forget_manifests_with(connection: sqlite3.Connection, segment: CID) -> None:

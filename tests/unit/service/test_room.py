@@ -93,7 +93,7 @@ def test_auto_counts_the_domains_that_have_room_or_hold_slots_already() -> None:
             assert (result.code, result.protected) == ((2, 2), True)
             # Holders need no room for what they hold: adding again gives the same code.
             publisher = cluster[0]._publisher
-            holding = publisher._holding(result.cid)
+            holding = cluster[0].stores.catalog.peers_promising(result.cid, 1)
             assert holding == {cluster.peer(number) for number in (1, 2, 3, 4)}
             await trio.sleep(HELLO_KEPT_SECONDS + 0.01)
             now = await publisher._candidates.find(result.cid.multihash)

@@ -16,7 +16,7 @@ from dstore.limits import SEGMENT_FRAGMENT_BYTES, SEGMENT_USED_SECONDS, SESSION_
 from dstore.runtime import InlineWorkers, Runtime
 from dstore.service.retrieve import Retriever
 from dstore.service.segments import RootSegments, SegmentMemory
-from dstore.service.sources import RootSources
+from dstore.service.sources import Access, RootSources
 from dstore.service.stores import Stores
 from dstore.storage.memory import MemoryStore
 
@@ -64,17 +64,9 @@ class Node:
         network: Any = SimpleNamespace(peer_id=None)
         fetcher: Any = SimpleNamespace(best_first=list)
         nothing: Any = None
-        return RootSegments(
-            RootSources(ROOT),
-            nothing,
-            fetcher,
-            nothing,
-            network,
-            self._stores,
-            Runtime(workers=self.workers),
-            self._nursery,
-            self.memory,
-        )
+        runtime = Runtime(workers=self.workers)
+        access = Access(network, nothing, nothing, fetcher, self._stores, runtime, self._nursery)
+        return RootSegments(RootSources(ROOT), access, nothing, self.memory)
 
     async def load(self, session: RootSegments, number: int) -> None:
         await session.load(self.manifest, self.manifest.segments[number])

@@ -247,12 +247,17 @@ class TestOwner:
         catalog.put_placements([three, one])
         catalog.put_placements([two])
         assert catalog.placements(SEGMENT) == [one, two, three]
-        assert catalog.placements_with(peer(1)) == [one, three]
         catalog.put_placements([replace(one, expires=NOW + 9, lease=None, last_answered=None)])
-        assert catalog.placements(SEGMENT)[0] == replace(one, expires=NOW + 9)
-        catalog.forget_placement(SEGMENT, 0, peer(1))
-        assert catalog.placements(SEGMENT) == [two, three]
+        assert catalog.placements(SEGMENT) == [replace(one, expires=NOW + 9), two, three]
         assert catalog.placements(OTHER) == []
+
+    def test_who_promised_slots_of_a_first_segment(self, catalog: Catalog) -> None:
+        for number, segment in enumerate((SEGMENT, OTHER, cid("too late"), cid("second"))):
+            row = ManifestRow(ROOT, cid(f"{number}"), 4, 2, 10, 1, (segment, cid("second")))
+            catalog.put_manifest(row)
+            catalog.put_placements([Placement(segment, 0, peer(number), NOW, b"lease")])
+        catalog.put_placements([Placement(SEGMENT, 1, peer(9), NOW)])
+        assert catalog.peers_promising(ROOT, 2) == {peer(0), peer(1)}
 
 
 class TestHolder:
