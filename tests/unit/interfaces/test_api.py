@@ -157,6 +157,14 @@ async def test_who_may_call() -> None:
         assert not api.stopped.is_set()
 
 
+async def test_the_authority_of_an_absolute_target_is_the_host() -> None:
+    async with serving() as api:
+        own, evil = f"127.0.0.1:{api.port}", f"evil.example:{api.port}"
+        for authority, host, status in ((own, own, 200), (own, evil, 200), (evil, own, 403)):
+            headers = {"Host": host, "Authorization": f"Bearer {TOKEN}"}
+            assert await api.ask("GET", f"http://{authority}/v1/version", headers) == status
+
+
 @pytest.mark.parametrize("host", [None, "127.0.0.1", "127.0.0.1:1", "localhost:", "a@127.0.0.1"])
 async def test_a_host_without_the_right_port_is_refused(host: str | None) -> None:
     async with serving() as api:
