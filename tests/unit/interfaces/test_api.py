@@ -197,6 +197,22 @@ async def test_a_file_goes_in_by_path_and_comes_out(tmp_path: Path) -> None:
             await api.call(lambda client: client.post("/v1/pins/rm", {"cid": cid}))
 
 
+@pytest.mark.parametrize("form", ["/ipfs/{}", "/ipfs/{}/", "{}/"])
+async def test_a_root_is_named_as_for_reading(form: str, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"12345")
+    async with serving() as api:
+        cid = str((await api.add(tmp_path / "f", local_only=True))["cid"])
+        named = form.format(cid)
+        assert (await api.call(lambda client: client.status(named)))["cid"] == cid
+        below = {"cid": f"{named}/name"}
+        with pytest.raises(InvalidPath, match="below a root"):
+            await api.call(lambda client: client.status(below["cid"]))
+        with pytest.raises(InvalidPath, match="below a root"):
+            await api.call(lambda client: client.post("/v1/pins/rm", below))
+        told = await api.call(lambda client: client.post("/v1/pins/rm", {"cid": named}))
+        assert told["cid"] == cid
+
+
 async def test_a_stream_gets_the_cid_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(os.urandom(5_000_000))
