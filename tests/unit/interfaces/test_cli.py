@@ -134,6 +134,7 @@ def test_unknown_commands_name_the_nearest(capsys: pytest.CaptureFixture[str]) -
         (["add", "--home", "{home}", "-", "-"], 2, "once"),
         (["add", "--home", "{home}", ""], 2, "empty path"),
         (["add", "--home", "{home}", "--pin-for", "soon", "x"], 2, "not a duration"),
+        (["add", "--home", "{home}", "--pin-for", "0d", "x"], 2, "too short"),
         (["add", "--home", "{home}", "--require-guarantee", "-1", "x"], 2, "range"),
         (["add", "--home", "{home}", "--cid-only", "/nowhere/x"], 3, "does not exist"),
         (["add", "--home", "{home}", "--cid-only", "--cid-profile", "x", "/"], 2, "no CID profile"),
