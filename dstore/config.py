@@ -63,13 +63,15 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> int:
-    """Seconds in "30d", "12h" or "1y".  Raises ValueError."""
+    """Seconds in "30d", "12h" or "1y", one at least.  Raises ValueError."""
     match = _DURATION.match(text)
     if match is None:
         raise ValueError(f'not a duration: {text!r} (write it like "30d", "12h" or "1y")')
     seconds = float(match[1]) * _SECONDS[match[2]]
     if seconds > DURATION_SECONDS_MAX:
         raise ValueError(f"too long: {text[:40]!r} (at most 100 years)")
+    if seconds < 1:
+        raise ValueError(f"too short: {text[:40]!r} (at least 1s)")
     return int(seconds)
 
 

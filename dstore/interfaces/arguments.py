@@ -27,6 +27,14 @@ def split_path(text: str) -> tuple[CID, list[str]]:
     return CID.parse(root), names
 
 
+def parse_root(text: str) -> CID:
+    """The root of `CID` or `/ipfs/CID`.  Raises InvalidCid, InvalidPath."""
+    root, names = split_path(text)
+    if names:
+        raise InvalidPath(f"{text!r} is a path below a root: the CID of a root is needed")
+    return root
+
+
 def natural(given: Mapping[str, Any], name: str) -> int | None:
     """A whole number >= 0, from JSON or a query; None where it is not given."""
     value = given.get(name)

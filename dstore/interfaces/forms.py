@@ -89,7 +89,7 @@ def root_form(status: RootStatus) -> Form:
         "manifest": _text(status.manifest),
         "code": _code(status.code),
         "state": status.state,
-        "size": status.size,
+        "dag_bytes": status.dag_bytes,
         "guarantee": guarantee_form(status.guarantee),
         "segments": [_segment_form(segment) for segment in status.segments],
         "expires": status.expires,

@@ -7,25 +7,30 @@ No I/O and no clock.  Specifications: RFC 9112, RFC 9110.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
-from httptools import HttpParserError, HttpRequestParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from dstore.limits import HTTP_HEADER_BYTES_MAX, HTTP_HEADERS_MAX, HTTP_PIPELINED_MAX
 
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 # Beside its text, a header line has a colon and a line end.
 _LINE_BYTES: Final = 3
+# As proxies are asked: scheme, authority without user and with a host, and what asks a server.
+_ABSOLUTE: Final = re.compile(rb"(?i:http)://([^:/?@][^/?@]*)((?:[/?].*)?)", re.DOTALL)
 
 
 @dataclass(eq=False, slots=True)
 class Request:
     """The head of a request, and what has come of its body and was not taken yet.
 
-    Names of `headers` are in lower case.  `waits` says that the client wants to be told to send
-    the body (`Expect: 100-continue`); `ended` that the body has come to its end.
+    Names of `headers` are in lower case.  A `target` that came in absolute form is in origin form,
+    its authority the Host header (RFC 9112, section 3.2.2).  `waits` says that the client wants to
+    be told to send the body (`Expect: 100-continue`); `ended` that the body has come to its end.
     """
 
     method: str
@@ -72,11 +77,22 @@ class RequestReader:
             return
         self._undecided += len(data)
         try:
-            self._parser.feed_data(data)
+            while data:
+                data = self._parse(data)
         except HttpParserError:
             self.refusal = self.refusal or 400
         if self._undecided > HTTP_HEADER_BYTES_MAX:
             self.refusal = self.refusal or 431
+
+    def _parse(self, data: bytes) -> bytes:
+        """Give the parser the bytes; what it leaves behind a head that offers another protocol.
+        None is spoken, so that is the next request (RFC 9110, section 7.8)."""
+        try:
+            self._parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:
+            left: int = upgrade.args[0]
+            return data[left:]
+        return b""
 
     def _refuse(self, status: int) -> NoReturn:
         self.refusal = status
@@ -104,7 +120,7 @@ class RequestReader:
             self._refuse(505)
         if not self._target.isascii():
             self._refuse(400)
-        if parser.should_upgrade():
+        if parser.get_method() == b"CONNECT":
             self._refuse(501)
         hosts, waits = 0, False
         size = len(self._target)
@@ -112,6 +128,8 @@ class RequestReader:
             size += len(name) + len(value) + _LINE_BYTES
             if name == b"host":
                 hosts += 1
+            elif name in _FRAMING and value != b"0" and parser.should_upgrade():
+                self._refuse(501)  # llhttp would take the body for the other protocol
             elif name == b"transfer-encoding":
                 # llhttp takes any list that ends with it, and HTTP/1.0 has none.
                 if value.lower() != b"chunked":
@@ -126,16 +144,27 @@ class RequestReader:
             self._refuse(400)
         if len(self.requests) == HTTP_PIPELINED_MAX:
             self._refuse(503)
+        if self._target[:7].lower() == b"http://":
+            self._to_origin_form()
         self._undecided = 0
         self._request = Request(
             method=parser.get_method().decode("ascii"),
             target=self._target,
             version=version,
-            headers=headers,
+            headers=self._headers,
             keep_alive=version == "1.1" and parser.should_keep_alive(),
             waits=waits,
         )
         self.requests.append(self._request)
+
+    def _to_origin_form(self) -> None:
+        absolute = _ABSOLUTE.fullmatch(self._target)
+        if absolute is None:
+            self._refuse(400)
+        authority, rest = absolute.groups()
+        self._target = rest if rest.startswith(b"/") else b"/" + rest
+        others = [(name, value) for name, value in self._headers if name != b"host"]
+        self._headers = [(b"host", authority), *others]
 
     def on_body(self, data: bytes) -> None:
         assert self._request is not None

@@ -33,7 +33,7 @@ from dstore.limits import (
 from dstore.runtime import Workers
 from dstore.service.pipeline import closing, from_iterable, in_order
 from dstore.service.progress import Progress, Report
-from dstore.storage.layout import is_home
+from dstore.storage.layout import home_around, is_home
 
 Save = Callable[[Sequence[Block]], None]
 
@@ -99,17 +99,12 @@ class Importer:
         As with Kubo, names that begin with a dot inside a directory are left out unless
         `hidden`.  Raises NotFoundError, CallerError, and what `save` raises.
         """
-        try:
-            mode = (await self._workers.run(os.stat, path)).st_mode
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        if stat.S_ISDIR(mode):
-            if await self._workers.run(is_home, path):
-                raise CallerError(f"{path} is the home of a dstore node: its keys stay private")
+        status = await self._workers.run(_examine, path)
+        if stat.S_ISDIR(status.st_mode):
             return await self._add_directory(path, hidden)
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(status.st_mode):
             raise CallerError(f"{path} is neither a file nor a directory")
-        self._total = (await self._workers.run(os.stat, path)).st_size
+        self._total = status.st_size
         link = await self._add_large(path)
         return Imported(link.cid, link.file_bytes)
 
@@ -281,6 +276,17 @@ class Importer:
         self._save(blocks)
         assert root is not None
         return root
+
+
+def _examine(path: Path) -> os.stat_result:
+    """In a worker: what is at the path, and that it is no part of a node's home."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if (home := home_around(path)) is not None:
+        raise CallerError(f"{path} is of a dstore node's home, {home}: its keys stay private")
+    return status
 
 
 def _open_regular(path: Path) -> int:

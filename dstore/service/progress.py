@@ -52,7 +52,7 @@ class GuaranteeStatus:
 
 @dataclass(frozen=True)
 class AddResult:
-    """What an add achieved."""
+    """What an add achieved; `size` counts the bytes of files."""
 
     cid: CID
     size: int
@@ -112,13 +112,14 @@ class SegmentStatus:
 
 @dataclass(frozen=True)
 class RootStatus:
-    """The health of one root: as good as its worst segment."""
+    """The health of one root: as good as its worst segment.  `dag_bytes` are those of its blocks,
+    each counted once where it is protected, and as the links of the root say where it is not."""
 
     cid: CID
     manifest: CID | None
     code: tuple[int, int] | None
     state: Literal["healthy", "degraded", "at risk", "unreachable", "local"]
-    size: int
+    dag_bytes: int
     guarantee: GuaranteeStatus | None
     segments: tuple[SegmentStatus, ...] = ()
     expires: float | None = None

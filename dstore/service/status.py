@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
-from dstore.core.cid import CID
+from dstore.core import dagpb
+from dstore.core.cid import CID, DAG_PB
 from dstore.core.guarantee import Guarantee, describe, guarantee, shapes_of, worst
 from dstore.core.health import SegmentState, SlotState, segment_state, worst_state
 from dstore.core.manifest import Manifest, Segment
 from dstore.core.peerid import PeerId
 from dstore.core.placement import components
-from dstore.core.unixfs import File, parse
 from dstore.errors import DataError, NotFoundError
 from dstore.limits import FIND_RECORDS_MAX
 from dstore.network.streams import Network
@@ -76,7 +76,7 @@ class StatusReader:
             manifest=manifest.cid,
             code=(manifest.code.k, manifest.code.m),
             state=worst_state(states),
-            size=manifest.bytes,
+            dag_bytes=manifest.bytes,
             guarantee=GuaranteeStatus(
                 max(0, reached.peers), max(0, reached.domains), describe(reached)
             ),
@@ -94,7 +94,7 @@ class StatusReader:
             manifest=None,
             code=None,
             state="local",
-            size=_size(root, data),
+            dag_bytes=_dag_bytes(root, data),
             guarantee=GuaranteeStatus(0, 0, "one copy, not protected"),
         )
 
@@ -164,13 +164,15 @@ class StatusReader:
         return await self._runtime.workers.run(work)
 
 
-def _size(root: CID, data: bytes) -> int:
-    """Bytes of the file, or of the block where it is none."""
+def _dag_bytes(root: CID, data: bytes) -> int:
+    """Bytes of the root's block and, as its links say, of those below."""
+    if root.codec != DAG_PB:
+        return len(data)
     try:
-        node = parse(root, data)
+        links = dagpb.decode(data).links
     except DataError:
         return len(data)
-    return node.size if isinstance(node, File) else len(data)
+    return len(data) + sum(link.tsize or 0 for link in links)
 
 
 def _slot_state(

@@ -177,3 +177,9 @@ def _refuse_others(path: Path, mode: str, status: os.stat_result | None = None) 
 def is_home(directory: Path) -> bool:
     """Whether the directory is the home of some node, its keys and all."""
     return has_format(directory, _FORMAT_NAME)
+
+
+def home_around(path: Path) -> Path | None:
+    """The home of some node that the file or directory is or lies in, links followed."""
+    real = Path(os.path.realpath(path))
+    return next((one for one in (real, *real.parents) if is_home(one)), None)

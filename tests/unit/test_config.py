@@ -143,6 +143,14 @@ def test_what_is_beyond_all_bounds() -> None:
             parse_duration(text)
 
 
+@pytest.mark.parametrize("key", ["pins.lifetime", "pins.lease", "gateway.timeout"])
+@pytest.mark.parametrize("text", ["0s", "0y", "0.9s"])
+def test_no_duration_is_nothing(key: str, text: str) -> None:
+    section, name = key.split(".")
+    with pytest.raises(ConfigError, match=f"^{key}: too short: '{text}'"):
+        parse_config(f'[{section}]\n{name} = "{text}"', {})
+
+
 def test_durations_and_listen_addresses() -> None:
     assert parse_duration("30d") == 30 * 86_400
     assert parse_duration("1.5h") == 5400

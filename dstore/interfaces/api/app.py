@@ -18,7 +18,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dstore.core.cid import CID
 from dstore.errors import CallerError, ConfigError, DstoreError, InvalidPath, NodeError
 from dstore.interfaces.api.bandwidth import override
 from dstore.interfaces.api.guard import Guard
@@ -29,6 +28,7 @@ from dstore.interfaces.arguments import (
     flag,
     local_path,
     natural,
+    parse_root,
     split_path,
 )
 from dstore.interfaces.forms import (
@@ -62,7 +62,7 @@ def api_app(node: Node, port: int, token: str, stop: Callable[[], None], info: F
             Route("/v1/id", routes.identity),
             Route("/v1/version", routes.version),
             Route("/v1/add", routes.add, methods=["POST"]),
-            Route("/v1/status/{cid}", routes.status),
+            Route("/v1/status/{cid:path}", routes.status),
             Route("/v1/entry", routes.entry),
             Route("/v1/ls", routes.ls),
             Route("/v1/cat", routes.cat),
@@ -155,7 +155,7 @@ class _Routes:
     # --- Reading -------------------------------------------------------------------------
 
     async def status(self, request: Request) -> Response:
-        cid = CID.parse(request.path_params["cid"])
+        cid = parse_root(request.path_params["cid"])
         return _json(root_form(await self._node.status(cid)))
 
     async def entry(self, request: Request) -> Response:
@@ -197,7 +197,7 @@ class _Routes:
         return _json({"pins": [pin_form(pin) for pin in await self._node.pins()]})
 
     async def remove_pin(self, request: Request) -> Response:
-        cid = CID.parse(_text(await json_of(request), "cid"))
+        cid = parse_root(_text(await json_of(request), "cid"))
         return _json({"cid": str(cid), "holders_told": await self._node.unpin(cid)})
 
     async def peers(self, request: Request) -> Response:

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import click
 
 from dstore.interfaces.cli.options import home_option, json_option, say, say_form, table
 from dstore.interfaces.cli.progress import ProgressLine
+
+_TERMINATED: Final = 128 + signal.SIGTERM  # as shells report it
+
+
+@contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as an exception, so that it can clean up as after Ctrl-C."""
+
+    def end(*_: object) -> NoReturn:
+        # `timeout` sends it twice, and cleaning up must not be cut short.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(_TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.command()
@@ -36,7 +56,7 @@ def get(path: str, output: Path | None, home: Path, as_json: bool) -> None:
 
     target = (output or Path(path.rstrip("/").rpartition("/")[2])).absolute()
     done = 0
-    with ProgressLine(path) as line, Extraction(target) as extraction:
+    with _unwound_by_sigterm(), ProgressLine(path) as line, Extraction(target) as extraction:
         for item in Client.of_home(home).tree(path):
             if isinstance(item, bytes):
                 done += len(item)

@@ -50,7 +50,7 @@ def _say_node(form: dict[str, Any]) -> None:
 def _say_root(form: dict[str, Any]) -> None:
     say(f"{form['cid']}  {form['state']}")
     code = f"code {form['code']}" if form["code"] else "not protected"
-    say(f"  {in_bytes(form['size'])}, {code}; {form['guarantee']['text']}")
+    say(f"  {in_bytes(form['dag_bytes'])}, {code}; {form['guarantee']['text']}")
     rows = []
     for index, segment in enumerate(form["segments"]):
         states = [slot["state"] for slot in segment["slots"]]

@@ -157,6 +157,14 @@ async def test_who_may_call() -> None:
         assert not api.stopped.is_set()
 
 
+async def test_the_authority_of_an_absolute_target_is_the_host() -> None:
+    async with serving() as api:
+        own, evil = f"127.0.0.1:{api.port}", f"evil.example:{api.port}"
+        for authority, host, status in ((own, own, 200), (own, evil, 200), (evil, own, 403)):
+            headers = {"Host": host, "Authorization": f"Bearer {TOKEN}"}
+            assert await api.ask("GET", f"http://{authority}/v1/version", headers) == status
+
+
 @pytest.mark.parametrize("host", [None, "127.0.0.1", "127.0.0.1:1", "localhost:", "a@127.0.0.1"])
 async def test_a_host_without_the_right_port_is_refused(host: str | None) -> None:
     async with serving() as api:
@@ -187,6 +195,22 @@ async def test_a_file_goes_in_by_path_and_comes_out(tmp_path: Path) -> None:
         assert told == {"cid": cid, "holders_told": 0}
         with pytest.raises(NotFoundError, match="not pinned"):
             await api.call(lambda client: client.post("/v1/pins/rm", {"cid": cid}))
+
+
+@pytest.mark.parametrize("form", ["/ipfs/{}", "/ipfs/{}/", "{}/"])
+async def test_a_root_is_named_as_for_reading(form: str, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"12345")
+    async with serving() as api:
+        cid = str((await api.add(tmp_path / "f", local_only=True))["cid"])
+        named = form.format(cid)
+        assert (await api.call(lambda client: client.status(named)))["cid"] == cid
+        below = {"cid": f"{named}/name"}
+        with pytest.raises(InvalidPath, match="below a root"):
+            await api.call(lambda client: client.status(below["cid"]))
+        with pytest.raises(InvalidPath, match="below a root"):
+            await api.call(lambda client: client.post("/v1/pins/rm", below))
+        told = await api.call(lambda client: client.post("/v1/pins/rm", {"cid": named}))
+        assert told["cid"] == cid
 
 
 async def test_a_stream_gets_the_cid_of_the_file(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from dstore.config import Config, load_config
 from dstore.core.unixfs import PROFILES
 from dstore.interfaces.cli.main import dstore, main
 from dstore.interfaces.cli.pin import _date
+from dstore.interfaces.client import Client
 from dstore.storage.layout import Home
 
 ROOT = Path(__file__).parents[3]
@@ -134,6 +136,7 @@ def test_unknown_commands_name_the_nearest(capsys: pytest.CaptureFixture[str]) -
         (["add", "--home", "{home}", "-", "-"], 2, "once"),
         (["add", "--home", "{home}", ""], 2, "empty path"),
         (["add", "--home", "{home}", "--pin-for", "soon", "x"], 2, "not a duration"),
+        (["add", "--home", "{home}", "--pin-for", "0d", "x"], 2, "too short"),
         (["add", "--home", "{home}", "--require-guarantee", "-1", "x"], 2, "range"),
         (["add", "--home", "{home}", "--cid-only", "/nowhere/x"], 3, "does not exist"),
         (["add", "--home", "{home}", "--cid-only", "--cid-profile", "x", "/"], 2, "no CID profile"),
@@ -188,6 +191,32 @@ def test_messages_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) 
     error = capsys.readouterr().err
     assert "\\x1b[2J\\u202e" in error
     assert "\x1b" not in error
+
+
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_get_that_is_ended_leaves_no_part_of_a_file(
+    kind: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / ".dstore-1-0.part"  # of another process, at work beside it
+
+    def tree(_: Client, path: str) -> Iterator[dict[str, object] | bytes]:
+        yield {"path": [], "kind": "file", "size": 10, "target": None}
+        yield b"12345"
+        other.write_bytes(b"abc")
+        assert len(list(tmp_path.iterdir())) == 2
+        signal.raise_signal(kind)
+        raise AssertionError("not ended")
+
+    monkeypatch.setattr(Client, "of_home", lambda _: Client("http://127.0.0.1:1", "", tmp_path))
+    monkeypatch.setattr(Client, "tree", tree)
+    # What ends a process would end the tests.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        assert exit_of("get", "x", "-o", str(tmp_path / "out")) == code
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert list(tmp_path.iterdir()) == [other]
 
 
 # --- Homes and configuration -------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_a_status_names_slots_and_their_holders() -> None:
     ]
     assert form["guarantee"] == {"peers": 2, "domains": 1, "text": "survives"}
     assert (form["cid"], form["manifest"], form["code"]) == (str(ROOT), str(MANIFEST), "1+1")
-    assert (form["state"], form["size"], form["expires"]) == ("at risk", 4, 5.0)
+    assert (form["state"], form["dag_bytes"], form["expires"]) == ("at risk", 4, 5.0)
 
 
 def test_names_that_are_no_utf8_survive_json() -> None:

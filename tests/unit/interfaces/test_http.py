@@ -266,7 +266,6 @@ async def test_headers_beyond_the_limit_are_refused() -> None:
     "upgrade",
     [
         request("/hello", "GET", "Upgrade: h2c", "Connection: Upgrade", "HTTP2-Settings: AAAA"),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         request(
             "/hello",
             "GET",
@@ -277,10 +276,18 @@ async def test_headers_beyond_the_limit_are_refused() -> None:
         ),
     ],
 )
-async def test_other_protocols_never_reach_the_application(upgrade: bytes) -> None:
+async def test_an_offer_of_another_protocol_is_answered_in_this_one(upgrade: bytes) -> None:
+    async with serve_http(Recorder(), "127.0.0.1", 0) as server:
+        async with connection(server, upgrade + request("/hello", "GET", LAST)) as stream:
+            reply = await everything(stream)
+    assert reply.count(b"HTTP/1.1 200") == 2
+    assert b"upgrade" not in reply.lower()
+
+
+async def test_other_protocols_never_reach_the_application() -> None:
     app = Recorder()
     async with serve_http(app, "127.0.0.1", 0) as server:
-        async with connection(server, upgrade) as stream:
+        async with connection(server, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") as stream:
             await stream.send_all(b"\0\0\0\4\0\0\0\0\0")
             await stream.receive_some()
             await stream.send_eof()

@@ -13,6 +13,7 @@ from dstore.limits import (
 )
 
 CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+UPGRADE = ("Connection: Upgrade", "Upgrade: h2c")
 
 
 def read(data: bytes, piece: int | None = None) -> RequestReader:
@@ -112,8 +113,15 @@ def test_chunks_are_joined_and_trailers_are_no_headers(piece: int | None) -> Non
             ),
         ),
         (501, head("CONNECT x:1 HTTP/1.1", "Host: x")),
-        (501, head("GET / HTTP/1.1", "Host: x", "Connection: Upgrade", "Upgrade: h2c")),
-        (501, head("GET / HTTP/1.1", "Host: x", "Connection: Upgrade", "Upgrade: websocket")),
+        # Where the body is the other protocol's for one program, and ours for another.
+        (501, head("POST / HTTP/1.1", "Host: x", *UPGRADE, "Content-Length: 3") + b"abc"),
+        (501, head("POST / HTTP/1.1", "Host: x", *UPGRADE, "Transfer-Encoding: chunked")),
+        (400, head("GET http:///a HTTP/1.1", "Host: x")),
+        (400, head("GET http://?a HTTP/1.1", "Host: x")),
+        (400, head("GET http://:80/a HTTP/1.1", "Host: x")),
+        (400, head("GET http://user@h/a HTTP/1.1", "Host: x")),
+        (400, head("GET http://h/a HTTP/1.1")),
+        (400, head("GET http://h/a HTTP/1.1", "Host: h", "Host: h")),
         (400, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
         (505, head("GET / HTTP/2.0", "Host: x")),
         (505, head("GET / HTTP/0.9")),
@@ -125,6 +133,43 @@ def test_what_is_refused(status: int, data: bytes) -> None:
         reader = read(data, piece)
         assert reader.refusal == status
         assert not any(request.ended for request in reader.requests)
+
+
+@pytest.mark.parametrize(
+    ("absolute", "target", "host"),
+    [
+        ("http://h:1/ipfs/a%20b?c=/d@e:f", b"/ipfs/a%20b?c=/d@e:f", b"h:1"),
+        ("HTTP://[::1]:80//evil", b"//evil", b"[::1]:80"),
+        ("http://h", b"/", b"h"),
+        ("http://h?q=1", b"/?q=1", b"h"),
+    ],
+)
+def test_an_absolute_target_is_one_in_origin_form_at_its_authority(
+    absolute: str, target: bytes, host: bytes
+) -> None:
+    """RFC 9112, section 3.2.2: the Host header that came with it does not count."""
+    heads = [
+        head(f"GET {absolute} HTTP/1.1", "A: b", "Host: other"),
+        head(f"GET {absolute} HTTP/1.0", "A: b"),
+    ]
+    for data in heads:
+        for piece in (None, 1):
+            reader = read(data, piece)
+            (request,) = reader.requests
+            assert (reader.refusal, request.target, request.ended) == (None, target, True)
+            assert request.headers == [(b"host", host), (b"a", b"b")]
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket", "TLS/1.0, HTTP/1.1"])
+def test_an_offer_of_another_protocol_is_passed_over(protocol: str) -> None:
+    offer = head("GET /1 HTTP/1.1", "Host: x", "Connection: Upgrade", f"Upgrade: {protocol}")
+    empty = head("POST /2 HTTP/1.1", "Host: x", *UPGRADE, "Content-Length: 0")
+    data = offer + empty + head("GET /3 HTTP/1.1", "Host: x")
+    for piece in (None, 1, 7):
+        reader = read(data, piece)
+        assert reader.refusal is None
+        assert [one.target for one in reader.requests] == [b"/1", b"/2", b"/3"]
+        assert all(one.ended and one.keep_alive for one in reader.requests)
 
 
 @pytest.mark.parametrize(

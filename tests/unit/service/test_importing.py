@@ -225,6 +225,24 @@ async def test_the_home_of_a_node_is_never_added(tmp_path: Path) -> None:
     assert not any(b"private" in block for block in saved.blocks.values())
 
 
+@pytest.mark.parametrize("name", ["owner.key", "blocks/ab/block", "blocks", "../link", "../up/f"])
+async def test_nothing_that_lies_in_a_home_is_added(name: str, tmp_path: Path) -> None:
+    home = Home(tmp_path / "node")
+    home.create()
+    (home.directory / "owner.key").write_bytes(b"private")
+    (home.directory / "blocks" / "ab").mkdir(parents=True)
+    (home.directory / "blocks" / "ab" / "block").touch()
+    (tmp_path / "link").symlink_to("node/owner.key")
+    (tmp_path / "up").symlink_to("node/blocks")
+    (home.directory / "blocks" / "f").touch()
+    (tmp_path / "beside").write_bytes(b"public")
+    saved = Saved()
+    with pytest.raises(CallerError, match="keys stay private"):
+        await importer(saved).add_path(home.directory / name)
+    assert not saved.blocks
+    await importer(saved).add_path(tmp_path / "beside")
+
+
 async def test_a_link_at_the_path_itself_is_followed(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"hello world")
     (tmp_path / "link").symlink_to("file")

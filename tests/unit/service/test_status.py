@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -110,7 +111,7 @@ def test_slots_without_a_fragment_are_empty() -> None:
             assert set(placed) == {0, 4, 5}
             assert status.guarantee is not None
             assert status.guarantee.peers == 2
-            assert status.size == 1000
+            assert status.dag_bytes == 1000
 
     run_deterministic(1, main)
 
@@ -174,12 +175,39 @@ def test_a_note_ends_with_the_pin_record_whatever_the_holder_says() -> None:
     run_deterministic(1, main)
 
 
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_is_counted_is_the_same_before_and_after_protection(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / kind
+    if kind == "directory":
+        (path / "below").mkdir(parents=True)
+        (path / "small").write_bytes(b"12345")
+        (path / "below" / "large").write_bytes(random.Random(1).randbytes(3_000_000))
+    else:
+        path.write_bytes(random.Random(1).randbytes(3_000_000))
+
+    async def main() -> None:
+        async with open_cluster(7) as cluster:
+            stores = cluster[0].stores
+            before = stores.blocks.usage().bytes
+            added = await cluster[0].add_path(path, AddOptions(local_only=True))
+            status = await cluster[0].status(added.cid)
+            stored = stores.blocks.usage().bytes - before
+            assert (status.manifest, status.dag_bytes) == (None, stored)
+            assert stored > added.size
+            await cluster[0].add_path(path, AddOptions(code=(4, 2)))
+            status = await cluster[0].status(added.cid)
+            assert status.manifest is not None
+            assert status.dag_bytes == stored
+
+    run_deterministic(1, main)
+
+
 def test_local_files_and_unknown_roots() -> None:
     async def main() -> None:
         async with open_cluster(4) as cluster:
             result = await cluster[0].add_stream(stream(3_000_000), AddOptions(local_only=True))
             status = await cluster[0].status(result.cid)
-            assert (status.state, status.manifest, status.size) == ("local", None, 3_000_000)
+            assert (status.state, status.manifest) == ("local", None)
             with pytest.raises(NotFoundError):
                 await cluster[1].status(CID.of(RAW, b"nobody has this"))
 
