@@ -130,8 +130,7 @@ class SlotExchange:
             answer = wire.SlotAnswer(offer.segment, offer.slot, lease=lease)
             await self._link.send(encode_answer(answer))
         finally:
-            self._share.give_back(self._unstored_bytes)
-            self._unstored_bytes = 0
+            self._give_back_unstored()
             if not finished:
                 deadline = trio.current_time() + CLOSE_SECONDS
                 with trio.CancelScope(deadline=deadline, shield=True):
@@ -258,6 +257,10 @@ class SlotExchange:
                     scope.deadline = trio.current_time() + SLOT_BATCH_SECONDS
         return batch
 
+    def _give_back_unstored(self) -> None:
+        self._share.give_back(self._unstored_bytes)
+        self._unstored_bytes = 0
+
     async def _refuse_halfway(
         self, refusal: wire.Refusing, arrived: trio.MemoryReceiveChannel[Arrived]
     ) -> NoReturn:
@@ -265,13 +268,9 @@ class SlotExchange:
         what comes is dropped; a reset from here could overtake the answer."""
         await self._link.send(encode_answer(refusal))
         with trio.move_on_after(CLOSE_SECONDS):
-            while True:
-                self._share.give_back(self._unstored_bytes)
-                self._unstored_bytes = 0
-                try:
-                    await arrived.receive()
-                except trio.EndOfChannel:
-                    break
+            self._give_back_unstored()
+            async for _ in arrived:
+                self._give_back_unstored()
         raise ConnectionLost(f"slot refused half-way: {refusal.reason}")
 
 
