@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,8 +29,9 @@ from dstore.limits import DEVNET_DOWN_SECONDS, DEVNET_NODES_MAX, DEVNET_UP_SECON
 _STATE_FILE: Final = "devnet.json"
 _LOG_FILE: Final = "daemon.log"
 _POLL_SECONDS: Final = 0.05
-_SETTLE_SECONDS: Final = 2.0  # for the nodes to find each other before they are introduced
+_SETTLE_SECONDS: Final = 0.5  # for the last to find the others before they are introduced
 _BOOTSTRAP_NODES: Final = 3
+_STARTING_MAX: Final = 2 * (os.cpu_count() or 1)
 _LOG_LINES_SHOWN: Final = 15
 # Below the ephemeral ports, which connections of other programs take at any time.
 _PORTS: Final = range(20_000, 32_000)
@@ -129,12 +131,7 @@ class Devnet:
         self._make(count, domains or count)
         dead = [node.name for node in self.nodes if node.state == "dead"]
         try:
-            for name in dead:
-                self._start(self.node(name))
-            self._save()
-            for node in self.nodes:
-                if node.state != "paused":
-                    _await_ready(node)
+            self._start_all(dead)
             self._await_connected()
         except BaseException:
             # Nothing that this call started may stay behind.
@@ -165,7 +162,20 @@ class Devnet:
             )
         self._save()
 
-    def _start(self, node: DevnetNode) -> None:
+    def _start_all(self, names: Sequence[str]) -> None:
+        """Start nodes, few at a time, and wait until every one that is not paused is ready.  All
+        at once would take turns at the processors to be ready together, and join in one rush."""
+        starting: deque[DevnetNode] = deque()
+        for name in names:
+            if len(starting) == _STARTING_MAX:
+                _await_ready(starting.popleft())
+            starting.append(self._start(self.node(name)))
+        self._save()
+        for node in self.nodes:
+            if node.state != "paused":
+                _await_ready(node)
+
+    def _start(self, node: DevnetNode) -> DevnetNode:
         home = Path(node.home)
         (home / "api.json").unlink(missing_ok=True)
         # Settings for the operator's own node are none for these.
@@ -185,6 +195,7 @@ class Devnet:
         found = _process(process.pid)
         started = replace(node, pid=process.pid, started=found[1] if found else 0)
         self.nodes[self.nodes.index(node)] = started
+        return started
 
     def _await_connected(self) -> None:
         """Every running node sees every other; who has not found the others by himself is
