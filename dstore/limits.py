@@ -64,8 +64,8 @@ YAMUX_ACCEPT_BACKLOG: Final = 256  # as the specification's reference implementa
 YAMUX_OUT_BYTES_HIGH: Final = MIB  # writers wait above this
 YAMUX_BATCH_BYTES: Final = 4 * YAMUX_FRAME_BYTES_MAX  # sent before the queue is looked at again
 YAMUX_CONTROL_FRAMES_MAX: Final = 4096  # queued answers to a peer that never reads
-# Each side pings steadily, so that the other hears of it however slowly data goes; where
-# nothing at all was heard for so long, the peer is taken for dead.
+# Where bytes did not go both ways for so long, a side pings, so that the other hears of it however
+# slowly data goes; where nothing at all was heard for longer, the peer is taken for dead.
 KEEPALIVE_SECONDS: Final = 10
 KEEPALIVE_TIMEOUT_SECONDS: Final = 25
 RAW_READ_BYTES: Final = 512 * KIB

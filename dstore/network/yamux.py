@@ -92,6 +92,7 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
         self._slots = trio.Event()  # another stream may be opened
         self._drained = trio.Event()  # all is written that will be
         self._heard_at = trio.current_time()  # when messages last came
+        self._sent_at = self._heard_at  # when messages last had all gone out
         self._scope: trio.CancelScope | None = None
         self._finishing = False
 
@@ -262,6 +263,7 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
                     await fast.write_frames(frames)
                 else:
                     await conn.write(b"".join(frames))
+                self._sent_at = trio.current_time()
             elif self.ending is not None:
                 self._drained.set()
                 return
@@ -271,10 +273,16 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
                 self._room.unpark_all()
                 self._out = trio.Event()
                 await self._out.wait()
+                # Mostly the first of several: those whose turn it is add theirs to the message.
+                await trio.lowlevel.checkpoint()
 
     async def _keep_alive(self) -> None:
-        value, ping_at = 0, trio.current_time() + KEEPALIVE_SECONDS
-        wake_at, resumed_at = ping_at, -math.inf
+        # Where bytes go both ways each side knows that the other lives, and one ping makes them:
+        # who dialled asks, the other only a little later.
+        patience = KEEPALIVE_SECONDS * (1 if self._initiator else 1.25)
+        value, pinged_at = 0, -math.inf
+        look_at = trio.current_time() + KEEPALIVE_SECONDS
+        wake_at, resumed_at = look_at, -math.inf
         while True:
             # Bytes of any kind show life: on a slow line the answer queues behind them.
             conn = self.secured_conn
@@ -286,14 +294,17 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
             lost_at = max(heard_at, resumed_at) + KEEPALIVE_TIMEOUT_SECONDS
             if now >= lost_at:
                 raise ConnectionLost(f"no sign of life in {KEEPALIVE_TIMEOUT_SECONDS} s")
-            if now >= ping_at:
+            if now >= look_at:
+                look_at = now + KEEPALIVE_SECONDS
                 self.core.expire_lingering()
                 if self.core.is_over:
                     raise ConnectionLost("the peer closed the connection")
-                value, ping_at = (value + 1) % 2**32, now + KEEPALIVE_SECONDS
+            busy_at = max(min(heard_at, self._sent_at), pinged_at)
+            if now >= busy_at + patience:
+                value, pinged_at, busy_at = (value + 1) % 2**32, now, now
                 self.core.ping(value)
-                self.operated()
-            wake_at = min(ping_at, lost_at)
+            self.operated()
+            wake_at = min(look_at, busy_at + patience, lost_at)
             await trio.sleep_until(wake_at)
 
     def _on_event(self, event: Event) -> None:

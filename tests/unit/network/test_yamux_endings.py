@@ -16,11 +16,12 @@ from libp2p.stream_muxer.exceptions import (
     MuxedStreamReset,
 )
 
-from dstore.core.yamux import YamuxLimits
+from dstore.core.yamux import YamuxConnection, YamuxLimits
 from dstore.core.yamux_frames import GO_AWAY, PING, SYN, WINDOW_UPDATE
 from dstore.errors import ConnectionLost
 from dstore.limits import (
     CLOSE_SECONDS,
+    KEEPALIVE_SECONDS,
     KEEPALIVE_TIMEOUT_SECONDS,
     MIB,
 )
@@ -94,6 +95,42 @@ class TestLoss:
                 await raw.write(frame(PING, SYN, 0, 1))
                 await trio.sleep(KEEPALIVE_TIMEOUT_SECONDS / 2)
             assert session.ending is None
+
+    async def test_on_an_idle_connection_one_side_asks(
+        self, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[YamuxConnection] = []
+        ping = YamuxConnection.ping
+
+        def counted(core: YamuxConnection, value: int) -> None:
+            asked.append(core)
+            ping(core, value)
+
+        monkeypatch.setattr(YamuxConnection, "ping", counted)
+        async with sessions() as (a, _, _):
+            await trio.sleep(20.5 * KEEPALIVE_SECONDS)
+            assert asked == [a.core] * 20
+
+    async def test_who_hears_much_and_says_nothing_asks(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        """Its silence would be taken for its death."""
+        async with against_raw() as (session, raw):
+            heard = bytearray()
+
+            async def hear() -> None:
+                while data := await raw.read():
+                    heard.extend(data)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hear)
+                await raw.write(frame(WINDOW_UPDATE, SYN, 1, 0))
+                await session.accept_stream()
+                for _ in range(5 * KEEPALIVE_SECONDS):
+                    await raw.write(frame(WINDOW_UPDATE, 0, 1, 1))
+                    await trio.sleep(1)
+                nursery.cancel_scope.cancel()
+            assert heard.count(frame(PING, SYN, 0, 3)[:4]) >= 3
 
     async def test_idle_sessions_stay(self, autojump_clock: trio.testing.MockClock) -> None:
         async with sessions() as (a, b, _):

@@ -23,6 +23,7 @@ from dstore.limits import (
 )
 from dstore.network.yamux import StreamShut, YamuxSession, YamuxStream
 from tests.unit.network.yamux_pair import (
+    Wire,
     echo,
     pattern,
     read_all,
@@ -59,6 +60,29 @@ class TestStreams:
                 assert 1 <= len(piece) <= 777
                 got += piece
             assert got == data
+
+    async def test_what_is_written_within_a_turn_goes_out_as_one_message(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A stream taken, the protocol agreed on and the answer, by tasks that wake each other."""
+        written: list[bytes] = []
+        write = Wire.write
+
+        async def counted(wire: Wire, data: bytes) -> None:
+            written.append(data)
+            await write(wire, data)
+
+        async with sessions() as (a, b, _):
+            near, far = await stream_pair(a, b)
+            await trio.testing.wait_all_tasks_blocked()
+            monkeypatch.setattr(Wire, "write", counted)
+            for _ in range(20):
+                await far.write(b"agreed")
+                await trio.lowlevel.checkpoint()
+                await far.write(b"answer")
+                assert await near.read_some() == b"agreedanswer"
+                await trio.testing.wait_all_tasks_blocked()
+            assert len(written) == 20
 
     async def test_pieces_come_as_they_came_and_no_more_than_is_asked(self) -> None:
         async with sessions() as (a, b, _):
