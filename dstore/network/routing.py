@@ -312,14 +312,15 @@ class Routing:
         async with trio.open_nursery() as nursery:
             for target in peers:
                 nursery.start_soon(self._join, target)
-        # Of many who join at the same time, two refreshes find all that a refresh for each would.
-        self._joins += 1
-        mine = self._joins
-        async with self._refreshing:
-            if self._joins_refreshed < mine:
-                joins = self._joins
-                await self.refresh()
-                self._joins_refreshed = joins
+        if not self._size_at_refresh or await self._told_of_others(peers):
+            # Of many who join at the same time, two refreshes find all that one for each would.
+            self._joins += 1
+            mine = self._joins
+            async with self._refreshing:
+                if self._joins_refreshed < mine:
+                    joins = self._joins
+                    await self.refresh()
+                    self._joins_refreshed = joins
         return sum(target.peer in self._table for target in peers)
 
     async def _join(self, target: PeerAddresses) -> None:
@@ -333,14 +334,31 @@ class Routing:
         except (NetworkError, PeerError):
             return
 
+    async def _told_of_others(self, peers: Sequence[PeerAddresses]) -> bool:
+        """Whether one of `peers` names somebody near this node for whom the table has room:
+        one who is of the same network does not."""
+        named: list[PeerId] = []
+
+        async def ask(peer: PeerId) -> None:
+            named.extend(await self._probe(peer))
+
+        async with trio.open_nursery() as nursery:
+            for target in peers:
+                if target.peer in self._table:
+                    nursery.start_soon(ask, target.peer)
+        return any(map(self._table.has_room_for, named))
+
     async def refresh(self) -> None:
         """Look up this node's own id, and a random one in each part of the key space where the
         table has room, the widest first, until that finds nobody new; ask those not heard
-        from for long.  Where there are such, the random look-ups go to their end, and find out
-        who is silent; else only as long as they tell of peers for the table."""
+        from for long.  The first time, and where there are such, the look-up of the own id goes
+        to its end, where there are such the random ones too, and find out who is silent; else
+        only as long as they tell of peers for the table."""
         horizon = trio.current_time() - KAD_REFRESH_SECONDS
         stale = bool(self._table.unheard_since(horizon, 1))
-        await self._search_closest(self._own.binary)
+        own = self._own.binary
+        known = self._size_at_refresh and not stale
+        await (self._look_around(own) if known else self._search_closest(own))
         fruitless = 0
         for prefix in self._table.sparse_prefixes()[:KAD_REFRESH_LOOKUPS_MAX]:
             before = len(self._table)
@@ -372,14 +390,16 @@ class Routing:
             if common_prefix(kad_id(key), own) == prefix:
                 return key
 
-    async def _probe(self, peer: PeerId) -> None:
+    async def _probe(self, peer: PeerId) -> list[PeerId]:
+        """Whom `peer` names near this node; nobody where it does not answer."""
         request = KadMessage(MessageType.FIND_NODE, self._own.binary)
         try:
-            await self._requests.exchange(self._peers.where(peer), request)
+            answer = await self._requests.exchange(self._peers.where(peer), request)
         except (NetworkError, PeerError):
             self._peers.unanswered(peer)
-        else:
-            self._peers.heard(peer)
+            return []
+        self._peers.heard(peer)
+        return [each.peer for each in answer.closer]
 
     def _consider_connected(self) -> None:
         """Find out which connected peers are servers."""

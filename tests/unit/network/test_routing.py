@@ -46,7 +46,7 @@ def recall(found: Iterable[PeerAddresses], key: bytes, alive: Iterable[PeerId]) 
 async def test_a_refresh_among_peers_that_are_all_known_asks_few_of_them(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The neighbours, and a few in each part of the key space: nobody names anybody new.  Where
+    """A few near this node, and in each part of the key space: nobody names anybody new.  Where
     somebody was not heard from for long, more are asked, to find out who is silent."""
     async with routing_cluster(40) as cluster:
         for routing in cluster.routings:
@@ -66,7 +66,7 @@ async def test_a_refresh_among_peers_that_are_all_known_asks_few_of_them(
 
         monkeypatch.setattr(RequestStreams, "exchange_all", counted)
         await routing.refresh()
-        assert KAD_BUCKET <= len(asked) < 1.2 * len(others)
+        assert 0 < len(asked) < KAD_BUCKET
         few = len(asked)
         found = await routing.closest_peers(key_of(1))
         assert recall(found, key_of(1), others) == 1
@@ -74,6 +74,31 @@ async def test_a_refresh_among_peers_that_are_all_known_asks_few_of_them(
         asked.clear()
         await routing.refresh()
         assert len(asked) >= few + KAD_BUCKET
+
+
+async def test_who_meets_a_peer_of_its_own_network_asks_no_more_than_that_peer(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One who tells of others is a reason to look for them; one who knows the same is none."""
+    async with routing_cluster(12) as cluster:
+        routing = cluster.routings[4]
+        await routing.refresh()
+        asked: list[PeerId] = []
+        exchange_all = RequestStreams.exchange_all
+
+        async def counted(
+            streams: RequestStreams, target: PeerAddresses, requests: Sequence[KadMessage]
+        ) -> list[KadMessage]:
+            asked.append(target.peer)
+            return await exchange_all(streams, target, requests)
+
+        monkeypatch.setattr(RequestStreams, "exchange_all", counted)
+        assert await routing.bootstrap([cluster.where(7)]) == 1
+        assert asked == [cluster.id(7)]
+        stranger = cluster.id(9)
+        routing._table.remove(stranger)
+        await routing.bootstrap([cluster.where(7)])
+        assert stranger in routing._table
 
 
 @pytest.mark.slow
