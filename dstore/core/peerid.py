@@ -6,6 +6,7 @@ signature can be checked from the id alone.  Specification: libp2p peer-ids.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import base58
@@ -15,6 +16,12 @@ from dstore.errors import InvalidCid
 
 LIBP2P_KEY: Final = 0x72  # the multicodec of a public key named by a CID
 _ED25519_PREFIX: Final = bytes.fromhex("002408011220")  # identity multihash, protobuf key
+
+
+@lru_cache(maxsize=1024)
+def _base58(binary: bytes) -> str:
+    """Every stream and connection is called after its peer."""
+    return base58.b58encode(binary).decode()
 
 
 class PeerId:
@@ -61,7 +68,7 @@ class PeerId:
         return self.binary[6:] if self.binary.startswith(_ED25519_PREFIX) else None
 
     def __str__(self) -> str:
-        return base58.b58encode(self.binary).decode()
+        return _base58(self.binary)
 
     def __repr__(self) -> str:
         return f"PeerId({self})"

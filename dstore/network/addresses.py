@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Final
 
 from dstore.core.cid import decode_varint, encode_varint
@@ -38,7 +39,7 @@ class Endpoint:
     def __str__(self) -> str:
         return f"/{self.kind}/{self.host}/tcp/{self.port}"
 
-    @property
+    @cached_property
     def ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         """The address itself, None behind a DNS name."""
         return ipaddress.ip_address(self.host) if self.kind in ("ip4", "ip6") else None
@@ -63,6 +64,8 @@ def endpoint_of_socket(host: str, port: int) -> Endpoint:
     return Endpoint(f"ip{ip.version}", str(ip), port)
 
 
+# The same few are told by everybody, several times to each connection.
+@lru_cache(maxsize=1024)
 def parse_endpoint(address: str) -> Endpoint:
     """The endpoint that `/ip4|ip6|dns|dns4|dns6/<host>/tcp/<port>` names.
     Raises ValueError on anything else, an address with a /p2p part included."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
@@ -58,14 +59,30 @@ def describe(
 ) -> bytes:
     """Our own identify message.  `sequence` grows with every change of the addresses;
     `observed` is the peer's endpoint as we see it."""
+    binary = tuple(to_binary(address) for address in addresses[:ADDRESSES_PER_PEER_MAX])
+    key, envelope = _signed_record(seed, binary, sequence)
+    message: bytes = Identify(
+        protocol_version=PROTOCOL_VERSION,
+        agent_version=agent,
+        public_key=key,
+        listen_addrs=binary,
+        observed_addr=b"" if observed is None else to_binary(str(observed)),
+        protocols=sorted(protocols),
+        signedPeerRecord=envelope,
+    ).SerializeToString()
+    return message
+
+
+@lru_cache(maxsize=8)  # a node says the same to everybody
+def _signed_record(seed: bytes, addresses: tuple[bytes, ...], sequence: int) -> tuple[bytes, bytes]:
+    """The public key, and the envelope with the signed peer record."""
     private = Ed25519PrivateKey.from_private_bytes(seed)
     public = private.public_key().public_bytes_raw()
     key = PublicKey(Type=_ED25519, Data=public)
-    binary = [to_binary(address) for address in addresses[:ADDRESSES_PER_PEER_MAX]]
     record = PeerRecord(
         peer_id=PeerId.of_ed25519(public).binary,
         seq=sequence,
-        addresses=[PeerRecord.AddressInfo(multiaddr=address) for address in binary],
+        addresses=[PeerRecord.AddressInfo(multiaddr=address) for address in addresses],
     ).SerializeToString()
     envelope = Envelope(
         public_key=key,
@@ -73,16 +90,7 @@ def describe(
         payload=record,
         signature=private.sign(_signed_bytes(record)),
     )
-    message: bytes = Identify(
-        protocol_version=PROTOCOL_VERSION,
-        agent_version=agent,
-        public_key=key.SerializeToString(),
-        listen_addrs=binary,
-        observed_addr=b"" if observed is None else to_binary(str(observed)),
-        protocols=sorted(protocols),
-        signedPeerRecord=envelope.SerializeToString(),
-    ).SerializeToString()
-    return message
+    return key.SerializeToString(), envelope.SerializeToString()
 
 
 def read(message: bytes, peer: PeerId, remote: Endpoint) -> Identified:
