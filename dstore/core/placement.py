@@ -239,7 +239,12 @@ def assign(
     key = group if group is not None else segment.multihash
     has = stored or {}
     spread = _Spread(key, candidates, code, frozenset(avoid))
-    needed = sorted((need for need in slots if need.bytes > 0), key=lambda n: (-n.bytes, n.slot))
+    # What is left for last goes to who is loaded, as the node that adds says of itself: of its
+    # data slots that one has the bytes.  But nobody is to be guessed for slot 0 in vain.
+    needed = sorted(
+        (need for need in slots if need.bytes > 0),
+        key=lambda need: (-need.bytes, 0 < need.slot < code.k, need.slot),
+    )
     holders: dict[int, list[PeerId]] = {need.slot: [] for need in needed}
     for slot, peers in sorted((placed or {}).items()):
         for peer in sorted(set(peers)):

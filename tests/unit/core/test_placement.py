@@ -220,6 +220,17 @@ def test_who_gets_nothing() -> None:
     assert set(_per(result)) == {*PEERS[:3], PEERS[14]}
 
 
+@pytest.mark.parametrize("code", [Code(2, 1), Code(3, 2), FOUR_TWO])
+def test_who_adds_and_must_hold_a_slot_holds_one_of_data(code: Code) -> None:
+    """Its blocks are there already; parity would have to be stored."""
+    others = _candidates(code.n - 1)
+    own = Candidate(PEERS[63], frozenset({"label:own"}), GIB, load=1.0)
+    for number in range(20):
+        segment = CID.of(RAW, bytes([number]))
+        slots = assign(segment, _needs(code), [*others, own], code).holders
+        assert [slot for slot, peers in slots.items() if own.peer in peers] == [code.k - 1]
+
+
 def test_space_is_counted_down() -> None:
     candidates = [Candidate(peer, frozenset({str(peer)}), 2500) for peer in PEERS[:2]]
     result = assign(SEGMENT, _needs(FOUR_TWO), candidates, FOUR_TWO)
