@@ -1,12 +1,12 @@
 """A holder that is sick in one way from the moment the file `sick` is in its home directory.
 
-    python -m benchmarks.sick_holder HOME full|forging|leaseless|busy
+    python -m benchmarks.sick_holder HOME full|unaware|forging|leaseless|busy
 
 For benchmarks and tests of how adds fare: it is the whole daemon, healthy until then.  `full`:
-its disk has no room left, also for slots that it has accepted.  `forging`: it takes a slot and
-signs the lease wrongly.  `leaseless`: it takes a slot and never sends the lease.  `busy`: it says
-for ever that it is working on a slot.  Prints one line when it is ready, and leaves the file
-`acted` where it was sick to somebody.
+its disk has no room left, also for slots that it has accepted.  `unaware`: the same, and it says
+that it has room.  `forging`: it takes a slot and signs the lease wrongly.  `leaseless`: it takes a
+slot and never sends the lease.  `busy`: it says for ever that it is working on a slot.  Prints
+one line when it is ready, and leaves the file `acted` where it was sick to somebody.
 """
 
 from __future__ import annotations
@@ -30,17 +30,23 @@ ACTED = "acted"
 
 
 def be_full(sick: Callable[[], bool]) -> None:
-    room, put_many = DiskStore.room, DiskStore.put_many
+    room = DiskStore.room
 
     def no_room(store: DiskStore) -> int | None:
         return 0 if sick() else room(store)
+
+    setattr(DiskStore, "room", no_room)  # noqa: B010  # the sickness
+    be_unaware(sick)
+
+
+def be_unaware(sick: Callable[[], bool]) -> None:
+    put_many = DiskStore.put_many
 
     def put(store: DiskStore, blocks: Any, **options: Any) -> None:
         if sick():
             raise StorageFull("no space is left")
         put_many(store, blocks, **options)
 
-    setattr(DiskStore, "room", no_room)  # noqa: B010  # the sickness
     setattr(DiskStore, "put_many", put)  # noqa: B010
 
 
@@ -82,7 +88,13 @@ def be_busy(sick: Callable[[], bool]) -> None:
     setattr(LocalReception, "store", stored)  # noqa: B010
 
 
-KINDS = {"full": be_full, "forging": forge_leases, "leaseless": keep_leases, "busy": be_busy}
+KINDS = {
+    "full": be_full,
+    "unaware": be_unaware,
+    "forging": forge_leases,
+    "leaseless": keep_leases,
+    "busy": be_busy,
+}
 
 
 def sickness(home: Path) -> Callable[[], bool]:

@@ -5,10 +5,11 @@ middle on.
 
 Eight node processes with a failure domain each; one adds a file of random bytes with code
 3+2.  Two of the other nodes are stopped (SIGSTOP) or killed, or are `benchmarks/sick_holder.py`
-(full, forging or keeping leases, busy for ever), either before the add or as soon as bytes
-travel; "small" ones are healthy, with a capacity that no slot fits in.  The figure is the longest
-time in which the add made no progress, which must stay below five seconds, and the whole time
-beside that of a healthy add; `acted` tells how many of the sick the add met.  Medians.
+(full, full and unaware of it, forging or keeping leases, busy for ever), either before the add
+or as soon as bytes travel; "small" ones are healthy, with a capacity that no slot fits in.  The
+figure is the longest time in which the add made no progress, which must stay below five seconds,
+and the whole time beside that of a healthy add; `acted` tells how many of the sick the add met.
+Medians.
 """
 
 from __future__ import annotations
