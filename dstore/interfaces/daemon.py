@@ -26,7 +26,7 @@ from dstore.interfaces.forms import Form, dump
 from dstore.interfaces.gateway.app import gateway_app
 from dstore.interfaces.http import App, HttpServer, Receive, Scope, Send, serve_http
 from dstore.interfaces.settings import node_options
-from dstore.limits import SHUTDOWN_SECONDS
+from dstore.limits import MIB, SHUTDOWN_SECONDS
 from dstore.runtime import Runtime, open_plain_nursery
 from dstore.service.node import Node, open_node
 from dstore.storage.layout import Home
@@ -34,7 +34,9 @@ from dstore.storage.layout import Home
 log = logging.getLogger(__name__)
 
 _TOKEN_BYTES = 32
-_M_ARENA_MAX = -8  # of glibc's malloc.h
+_M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -3, -1  # of glibc's malloc.h
+_HEAP_ALLOCATIONS_MAX = 32 * MIB  # what is larger comes from the kernel each time
+_HEAP_SPARE_BYTES = 128 * MIB  # at the heap's end, before it shrinks
 _YOUNG_OBJECTS = 10_000  # between two collections: one look at a manifest makes thousands
 
 
@@ -58,7 +60,7 @@ async def run_daemon(
     """Run the node of the home `directory` until SIGTERM, SIGINT or the API ends it; a
     second signal cuts the draining short.  Raises as `open_node`, and NodeError where an
     address cannot be listened on."""
-    _share_one_heap()
+    keep_one_heap()
     runtime = runtime or Runtime()
     home = Home(directory)
     stop, hurry = trio.Event(), trio.CancelScope()
@@ -84,11 +86,16 @@ async def run_daemon(
             nursery.cancel_scope.cancel()
 
 
-def _share_one_heap() -> None:
-    """Worker threads allocate where the main thread does.  The interpreter's lock keeps them out
-    of each other's way, and a heap for each would keep megabytes of blocks for nobody."""
+def keep_one_heap() -> None:
+    """Worker threads allocate where the main thread does, and what is freed is kept for what comes
+    next.  The interpreter's lock keeps them out of each other's way, and a heap for each would keep
+    megabytes of blocks for nobody.  Blocks come and go some megabytes at a time: given back to the
+    kernel in between, that memory would have to be found and cleared again for every batch."""
     with suppress(OSError, AttributeError):  # another C library than glibc
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, _HEAP_ALLOCATIONS_MAX)
+        mallopt(_M_TRIM_THRESHOLD, _HEAP_SPARE_BYTES)
 
 
 async def _watch_signals(
