@@ -43,6 +43,21 @@ def recall(found: Iterable[PeerAddresses], key: bytes, alive: Iterable[PeerId]) 
     return len(wanted & {each.peer for each in found}) / len(wanted)
 
 
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[PeerId]:
+    """Whom anybody asks something from now on, as they are asked."""
+    asked: list[PeerId] = []
+    exchange_all = RequestStreams.exchange_all
+
+    async def counted(
+        streams: RequestStreams, target: PeerAddresses, requests: Sequence[KadMessage]
+    ) -> list[KadMessage]:
+        asked.append(target.peer)
+        return await exchange_all(streams, target, requests)
+
+    monkeypatch.setattr(RequestStreams, "exchange_all", counted)
+    return asked
+
+
 async def test_a_refresh_among_peers_that_are_all_known_asks_few_of_them(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,16 +70,7 @@ async def test_a_refresh_among_peers_that_are_all_known_asks_few_of_them(
         others.remove(cluster.id(7))
         room = {p: routing._table.has_room_for(p) for p in others if p not in routing._table}
         assert not any(room.values())  # the table has all that it wants
-        asked: list[PeerId] = []
-        exchange_all = RequestStreams.exchange_all
-
-        async def counted(
-            streams: RequestStreams, target: PeerAddresses, requests: Sequence[KadMessage]
-        ) -> list[KadMessage]:
-            asked.append(target.peer)
-            return await exchange_all(streams, target, requests)
-
-        monkeypatch.setattr(RequestStreams, "exchange_all", counted)
+        asked = noted(monkeypatch)
         await routing.refresh()
         assert 0 < len(asked) < KAD_BUCKET
         few = len(asked)
@@ -83,16 +89,7 @@ async def test_who_meets_a_peer_of_its_own_network_asks_no_more_than_that_peer(
     async with routing_cluster(12) as cluster:
         routing = cluster.routings[4]
         await routing.refresh()
-        asked: list[PeerId] = []
-        exchange_all = RequestStreams.exchange_all
-
-        async def counted(
-            streams: RequestStreams, target: PeerAddresses, requests: Sequence[KadMessage]
-        ) -> list[KadMessage]:
-            asked.append(target.peer)
-            return await exchange_all(streams, target, requests)
-
-        monkeypatch.setattr(RequestStreams, "exchange_all", counted)
+        asked = noted(monkeypatch)
         assert await routing.bootstrap([cluster.where(7)]) == 1
         assert asked == [cluster.id(7)]
         stranger = cluster.id(9)
