@@ -265,6 +265,7 @@ AWAY_SECONDS: Final = 72 * 3600  # of silence before a slot counts as gone
 AT_RISK_SECONDS: Final = 3600  # with no fragment to spare
 
 # --- Storage ---------------------------------------------------------------------------
+ADDED_BLOCKS_MAX: Final = 16_384  # of an add, read again from its files: 16 GiB of them, 5 MB
 SMALL_BLOCK_BYTES: Final = 32 * KIB  # below: SQLite; at or above: a file of its own
 COMMIT_BATCH_BLOCKS_MAX: Final = 1024
 RESERVE_INODES: Final = 10_000  # kept free, or 1 % where a file system has few
