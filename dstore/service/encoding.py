@@ -45,12 +45,11 @@ async def encode_root(
     workers: Workers,
     report: Report,
 ) -> Encoded:
-    """Plan the stripes of the DAG under `root`, all of it in `blocks`, and find the
-    CIDs of the parity.  What is encoded is read with `read`.
+    """Plan the stripes of the DAG under `root`, all of it in `blocks`, and find the CIDs of the
+    parity of what `read` reads.
 
-    `save` is called in a worker, with the segment and manifest blocks.  Raises
-    NotFoundError where a block of the DAG is missing, MalformedBlock, BudgetExceeded, and
-    what `save` raises.
+    `save` is called in a worker, with the segment and manifest blocks.  Raises NotFoundError
+    where a block of the DAG is missing, MalformedBlock, BudgetExceeded, and what `save` raises.
     """
 
     def size_of(cid: CID) -> int:

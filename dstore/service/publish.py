@@ -140,12 +140,9 @@ class Publisher:
     ) -> AddResult:
         root = imported.cid
         if root.is_identity or root.verify(b""):
+            says_all = GuaranteeStatus(0, 0, "the CID itself says all there is")
             return AddResult(
-                root,
-                imported.size,
-                protected=True,
-                guarantee=GuaranteeStatus(0, 0, "the CID itself says all there is"),
-                warnings=imported.warnings,
+                root, imported.size, protected=True, guarantee=says_all, warnings=imported.warnings
             )
         remote = await self._candidates.find(root.multihash)
         asked_at = trio.current_time()
