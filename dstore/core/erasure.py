@@ -1,6 +1,6 @@
-"""Systematic Reed-Solomon over GF(2^8) with a Cauchy matrix: buffers in, buffers out.
+"""Systematic Reed-Solomon over GF(2^8) with a Cauchy matrix: bytes in, bytes out.
 
-What is computed is fixed by formula, whatever computes it: ISA-L through cffi, or numpy
+What is computed is fixed by formula, whatever computes it: ISA-L through ctypes, or numpy
 where there is none; the two agree on every byte.  This file knows nothing of CIDs, stores or
 files.  Format: docs/reference/formats.md, "Erasure coding".
 """
@@ -9,24 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from dstore.core.galois import parity_rows, recovery_rows
 from dstore.errors import MalformedBlock, Unrecoverable
 from dstore.limits import BLOCK_BYTES_MAX, FRAGMENTS_PER_STRIPE_MAX
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
-
 
 class Engine(Protocol):
-    """Linear combinations of buffers over GF(2^8)."""
+    """Linear combinations of blocks over GF(2^8)."""
 
     @property
     def name(self) -> str:
         """The library and where it comes from."""
         ...
 
-    def combine(self, rows: Sequence[bytes], sources: Sequence[Buffer], length: int) -> list[bytes]:
+    def combine(self, rows: Sequence[bytes], sources: Sequence[bytes], length: int) -> list[bytes]:
         """For each row the sum of row[j] * sources[j], bytewise.
 
         `sources` all have `length` >= 1 bytes, each row has a coefficient for every one.
@@ -34,7 +32,7 @@ class Engine(Protocol):
         ...
 
 
-def encode(k: int, m: int, data: Sequence[Buffer], length: int) -> list[bytes]:
+def encode(k: int, m: int, data: Sequence[bytes], length: int) -> list[bytes]:
     """The m parity fragments, of `length` bytes each, of 1 to k data blocks.
 
     Blocks shorter than `length` count as padded with zeros; the missing members of a short
@@ -51,7 +49,7 @@ def encode(k: int, m: int, data: Sequence[Buffer], length: int) -> list[bytes]:
 def reconstruct(
     k: int,
     m: int,
-    fragments: Mapping[int, Buffer],
+    fragments: Mapping[int, bytes],
     wanted: Sequence[int],
     length: int,
     data_count: int,
@@ -96,7 +94,7 @@ def engine_name() -> str:
 @cache
 def engine() -> Engine:
     """The fastest engine that is here and passes its self-test; chosen on first use."""
-    # Imported here: cffi and numpy cost a tenth of a second that most commands need not pay.
+    # Imported here: numpy, and finding ISA-L, cost time that most commands need not pay.
     from dstore.core import isal
 
     found = isal.load()
@@ -116,11 +114,11 @@ def _check(k: int, m: int, data_count: int, length: int) -> None:
         raise ValueError(f"fragments of {length} bytes")
 
 
-def _padded(block: Buffer, length: int) -> Buffer:
+def _padded(block: bytes, length: int) -> bytes:
     """The block itself where it has the length, else a copy with zeros behind it."""
     size = len(block)
     if size == length:
         return block
     if size > length:
         raise ValueError(f"a block of {size} bytes in a stripe of {length}")
-    return bytes(block) + bytes(length - size)
+    return block.ljust(length, b"\0")

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dstore.core.galois import products
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 class NumpyEngine:
@@ -24,7 +21,7 @@ class NumpyEngine:
     def name(self) -> str:
         return f"numpy {np.__version__}"
 
-    def combine(self, rows: Sequence[bytes], sources: Sequence[Buffer], length: int) -> list[bytes]:
+    def combine(self, rows: Sequence[bytes], sources: Sequence[bytes], length: int) -> list[bytes]:
         arrays = [np.frombuffer(source, dtype=np.uint8, count=length) for source in sources]
         scratch = np.empty(length, dtype=np.uint8)
         results = []

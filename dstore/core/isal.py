@@ -1,4 +1,4 @@
-"""ISA-L, Intel's storage library, as an engine of `core.erasure`, through cffi.
+"""ISA-L, Intel's storage library, as an engine of `core.erasure`, through ctypes.
 
 The library is the system's, or the copy inside the pinned pyeclib wheel; either is used only
 after it has reproduced known parity bytes.  pyeclib's own interface is never called: it
@@ -7,21 +7,19 @@ trusts the headers of what it decodes.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, files
-from typing import Any, Final, TypeAlias
-
-import cffi
+from typing import Final
 
 from dstore.core.galois import parity_rows
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
+# A bytes object to be filled, as the C API gives it to extensions: `bytes(n)` would write zeros
+# first, a fiftieth of the processor time of an add.
+_new_bytes: Final = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
+    ("PyBytes_FromStringAndSize", ctypes.pythonapi)
+)
 
-_DECLARATIONS: Final = """
-    void ec_init_tables(int k, int rows, unsigned char *a, unsigned char *gftbls);
-    void ec_encode_data(int len, int k, int rows, unsigned char *gftbls,
-                        unsigned char **data, unsigned char **coding);
-"""
 _SYSTEM_NAME: Final = "libisal.so.2"
 _TABLE_BYTES: Final = 32  # per coefficient
 
@@ -37,49 +35,42 @@ _SELF_TEST_PARITY: Final = (
 class IsalEngine:
     """Calls into the library release the GIL."""
 
-    def __init__(self, ffi: cffi.FFI, library: Any, name: str) -> None:
-        self._ffi = ffi
-        self._library = library
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        number, pointer = ctypes.c_int, ctypes.c_void_p
+        self._init_tables = library.ec_init_tables
+        self._init_tables.argtypes = (number, number, ctypes.c_char_p, pointer)
+        self._init_tables.restype = None
+        self._encode_data = library.ec_encode_data
+        self._encode_data.argtypes = (number, number, number, pointer, pointer, pointer)
+        self._encode_data.restype = None
         self._name = name
 
     @property
     def name(self) -> str:
         return self._name
 
-    def combine(self, rows: Sequence[bytes], sources: Sequence[Buffer], length: int) -> list[bytes]:
-        ffi, columns = self._ffi, len(sources)
-        matrix = ffi.from_buffer("unsigned char[]", b"".join(rows))
-        tables = ffi.new("unsigned char[]", _TABLE_BYTES * columns * len(rows))
-        self._library.ec_init_tables(columns, len(rows), matrix, tables)
-        # The lists keep the buffers alive during the call.
-        pinned = [ffi.from_buffer("unsigned char[]", source) for source in sources]
-        # Filled in place before anybody else sees them, as C extensions fill new bytes objects:
-        # a copy of each would be made, and its memory touched first, with the GIL held.
-        results = [bytes(length) for _ in rows]
-        targets = [ffi.from_buffer("unsigned char[]", result) for result in results]
-        self._library.ec_encode_data(
-            length,
-            columns,
-            len(rows),
-            tables,
-            ffi.new("unsigned char *[]", pinned),
-            ffi.new("unsigned char *[]", targets),
-        )
+    def combine(self, rows: Sequence[bytes], sources: Sequence[bytes], length: int) -> list[bytes]:
+        columns, count = len(sources), len(rows)
+        tables = ctypes.create_string_buffer(_TABLE_BYTES * columns * count)
+        self._init_tables(columns, count, b"".join(rows), tables)
+        # Filled in place before anybody else sees them: a copy of each would be made, and its
+        # memory touched first, with the GIL held.
+        results: list[bytes] = [_new_bytes(None, length) for _ in rows]
+        # Arrays of addresses; they and the lists keep the bytes alive during the call.
+        given, wanted = (ctypes.c_char_p * columns)(*sources), (ctypes.c_char_p * count)(*results)
+        self._encode_data(length, columns, count, tables, given, wanted)
         return results
 
 
 def load() -> IsalEngine | None:
     """The first ISA-L that can be loaded and passes the self-test; None where there is none."""
-    ffi = cffi.FFI()
-    ffi.cdef(_DECLARATIONS)
     for path, name in candidates():
         try:
-            library = ffi.dlopen(path)
-            engine = IsalEngine(ffi, library, name)
-            if _self_test(engine):
-                return engine
+            engine = IsalEngine(ctypes.CDLL(path), name)
         except (OSError, AttributeError):  # not there, or without the functions
             continue
+        if _self_test(engine):
+            return engine
     return None
 
 

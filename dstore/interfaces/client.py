@@ -1,15 +1,15 @@
-"""A small synchronous client of a running daemon's local API, over http.client.
+"""A small synchronous client of a running daemon's local API.
 
 It finds the daemon through `api.json` in the home directory and raises the daemon's own
-errors again.  It imports neither trio nor libp2p, so that commands start quickly.
+errors again.  It imports nothing of the services, so that commands start quickly.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import select
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +18,9 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from dstore.errors import ConnectionLost, DeadlineExceeded, NodeError, NotFoundError
 from dstore.interfaces.forms import Form, dump, error_of
+from dstore.interfaces.http_answers import Answer
 from dstore.limits import CLI_ANSWER_SECONDS, HTTP_JSON_BYTES_MAX, MIB
-from dstore.storage.layout import Home
+from dstore.storage.private import api_file, read_private
 
 _LINE_BYTES_MAX: Final = 16 * MIB  # a status of many segments comes as one
 _PIECE_BYTES: Final = MIB
@@ -39,6 +40,7 @@ class Client:
     def __init__(self, url: str, token: str, home: Path) -> None:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "", parts.port or 0
+        self._authority = parts.netloc
         self._token = token
         self._home = home
 
@@ -52,13 +54,13 @@ class Client:
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> Form:
         """The JSON object at `path`."""
-        with self._request("GET", path, query) as response:
-            return _object(response)
+        with self._request("GET", path, query) as answer:
+            return _object(answer)
 
     def post(self, path: str, form: Form) -> Form:
         """The JSON object that a POST of `form` is answered with."""
-        with self._request("POST", path, None, dump(form).encode()) as response:
-            return _object(response)
+        with self._request("POST", path, None, dump(form).encode()) as answer:
+            return _object(answer)
 
     def status(self, cid: str) -> Form:
         return self.get(f"/v1/status/{quote(cid, safe='')}")
@@ -66,8 +68,8 @@ class Client:
     def add_path(self, path: Path, options: Form) -> Iterator[Form]:
         """Progress forms, then the result (`{"result": …}`), of an add of a local path."""
         body = dump({**options, "path": str(path)}).encode()
-        with self._request("POST", "/v1/add", None, body) as response:
-            yield from _lines(response)
+        with self._request("POST", "/v1/add", None, body) as answer:
+            yield from _lines(answer)
 
     def add_stream(
         self, source: BinaryIO, options: Form, sent: Callable[[int], None] = lambda _: None
@@ -79,13 +81,13 @@ class Client:
             for name, value in options.items()
             if value is not None
         }
-        with self._request("POST", "/v1/add", query, _chunks(source, sent)) as response:
-            yield from _lines(response)
+        with self._request("POST", "/v1/add", query, _chunks(source, sent)) as answer:
+            yield from _lines(answer)
 
     def ls(self, path: str) -> Iterator[Form]:
         """The entries of a directory.  Ends only where all of them came."""
-        with self._request("GET", "/v1/ls", {"path": path}) as response:
-            yield from _until_done(response)
+        with self._request("GET", "/v1/ls", {"path": path}) as answer:
+            yield from _until_done(answer)
 
     @contextmanager
     def cat(
@@ -95,16 +97,16 @@ class Client:
         query = {"path": path, "offset": str(offset)}
         if length is not None:
             query["length"] = str(length)
-        with self._request("GET", "/v1/cat", query) as response:
-            yield _pieces(response)
+        with self._request("GET", "/v1/cat", query) as answer:
+            yield _pieces(answer)
 
     def tree(self, path: str) -> Iterator[Form | bytes]:
         """Everything at and below a path: a form for each entry, and after that of a file
         its bytes in pieces.  Ends only where all of it came."""
-        with self._request("GET", "/v1/get", {"path": path}) as response:
-            for form in _until_done(response):
+        with self._request("GET", "/v1/get", {"path": path}) as answer:
+            for form in _until_done(answer):
                 if "bytes" in form:
-                    yield _exactly(response, int(form["bytes"]))
+                    yield _exactly(answer, int(form["bytes"]))
                 else:
                     yield form
 
@@ -117,72 +119,68 @@ class Client:
         path: str,
         query: Mapping[str, str] | None = None,
         body: bytes | Iterator[bytes] | None = None,
-    ) -> Iterator[http.client.HTTPResponse]:
+    ) -> Iterator[Answer]:
         """The answer to a request, its status a good one."""
         target = path + ("?" + urlencode(query, errors="surrogateescape") if query else "")
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=CLI_ANSWER_SECONDS)
         reading = False
         try:
-            try:
-                connection.connect()
-            except OSError as error:
-                raise DaemonNotRunning(
-                    f"the daemon of {self._home} does not answer at {self._host}:{self._port} "
-                    f"({error.strerror or error}); start it: dstore run --home {self._home}"
-                ) from error
-            self._send(connection, method, target, body)
-            response = connection.getresponse()
-            if response.status != 200:
-                raise error_of(_object(response))
-            reading = True
-            yield response
+            with self._connect() as connection:
+                self._send(connection, f"{method} {target} HTTP/1.1\r\n", body)
+                answer = Answer(connection)
+                if answer.status != 200:
+                    raise error_of(_object(answer))
+                reading = True
+                yield answer
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"the daemon said nothing for {CLI_ANSWER_SECONDS} s; its log may say why"
             ) from error
-        except (http.client.HTTPException, ConnectionError) as error:
+        except ConnectionError as error:
             if reading and isinstance(error, BrokenPipeError):
                 raise  # not ours, from which we only read: whoever reads what we print is gone
             raise ConnectionLost(f"the daemon ended the connection: {error!r}") from error
-        finally:
-            connection.close()
+
+    def _connect(self) -> socket.socket:
+        try:
+            connection = socket.create_connection((self._host, self._port), CLI_ANSWER_SECONDS)
+        except OSError as error:
+            raise DaemonNotRunning(
+                f"the daemon of {self._home} does not answer at {self._host}:{self._port} "
+                f"({error.strerror or error}); start it: dstore run --home {self._home}"
+            ) from error
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
 
     def _send(
-        self,
-        connection: http.client.HTTPConnection,
-        method: str,
-        target: str,
-        body: bytes | Iterator[bytes] | None,
+        self, connection: socket.socket, first_line: str, body: bytes | Iterator[bytes] | None
     ) -> None:
-        connection.putrequest(method, target)
-        connection.putheader("Authorization", f"Bearer {self._token}")
-        if body is None:
-            connection.endheaders()
-        elif isinstance(body, bytes):
-            connection.putheader("Content-Type", "application/json")
-            connection.putheader("Content-Length", str(len(body)))
-            connection.endheaders(body)
-        else:
-            connection.putheader("Content-Type", "application/octet-stream")
-            connection.putheader("Transfer-Encoding", "chunked")
-            connection.endheaders()
+        head = f"{first_line}Host: {self._authority}\r\nAuthorization: Bearer {self._token}\r\n"
+        if isinstance(body, bytes):
+            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        elif body is not None:
+            head += "Content-Type: application/octet-stream\r\nTransfer-Encoding: chunked\r\n"
+        begin = f"{head}\r\n".encode("latin-1")
+        if isinstance(body, bytes):
+            connection.sendall(begin + body)
+            return
+        connection.sendall(begin)
+        if body is not None:
             _send_chunks(connection, body)
 
 
 def daemon_form(directory: Path) -> Form:
     """What `api.json` of a home says.  Raises DaemonNotRunning, NodeError."""
-    home = Home(directory)
+    file = api_file(directory)
     try:
-        content = home.read_private(home.api)
-        form = json.loads(content)
+        form = json.loads(read_private(file))
     except NotFoundError as error:
         raise DaemonNotRunning(
             f"no daemon runs on {directory}: start one with  dstore run --home {directory}"
         ) from error
     except ValueError as error:
-        raise NodeError(f"{home.api} is damaged: stop the daemon and start it again") from error
+        raise NodeError(f"{file} is damaged: stop the daemon and start it again") from error
     if not isinstance(form, dict):
-        raise NodeError(f"{home.api} is damaged: stop the daemon and start it again")
+        raise NodeError(f"{file} is damaged: stop the daemon and start it again")
     return form
 
 
@@ -195,20 +193,20 @@ def _chunks(source: BinaryIO, sent: Callable[[int], None]) -> Iterator[bytes]:
         sent(done)
 
 
-def _send_chunks(connection: http.client.HTTPConnection, body: Iterator[bytes]) -> None:
+def _send_chunks(connection: socket.socket, body: Iterator[bytes]) -> None:
     """The body in HTTP chunks.  Stops where the daemon answers before the end: it refuses."""
     try:
         for piece in body:
-            if select.select([connection.sock], [], [], 0)[0]:
+            if select.select([connection], [], [], 0)[0]:
                 return
-            connection.send(b"%x\r\n%b\r\n" % (len(piece), piece))
-        connection.send(b"0\r\n\r\n")
+            connection.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
+        connection.sendall(b"0\r\n\r\n")
     except (BrokenPipeError, ConnectionResetError):
         return
 
 
-def _object(response: http.client.HTTPResponse) -> Form:
-    content = response.read(_LINE_BYTES_MAX + 1)
+def _object(answer: Answer) -> Form:
+    content = answer.read(_LINE_BYTES_MAX + 1)
     if len(content) > _LINE_BYTES_MAX:
         raise NodeError("the daemon's answer is larger than any it gives")
     return _decoded(content)
@@ -226,8 +224,8 @@ def _decoded(content: bytes) -> Form:
     return form
 
 
-def _line(response: http.client.HTTPResponse) -> Form | None:
-    content = response.readline(HTTP_JSON_BYTES_MAX)
+def _line(answer: Answer) -> Form | None:
+    content = answer.line(HTTP_JSON_BYTES_MAX)
     if not content:
         return None
     if not content.endswith(b"\n"):
@@ -235,42 +233,37 @@ def _line(response: http.client.HTTPResponse) -> Form | None:
     return _decoded(content)
 
 
-def _lines(response: http.client.HTTPResponse) -> Iterator[Form]:
-    while (form := _line(response)) is not None:
+def _lines(answer: Answer) -> Iterator[Form]:
+    while (form := _line(answer)) is not None:
         if "error" in form:
             raise error_of(form["error"])
         yield form
 
 
-def _until_done(response: http.client.HTTPResponse) -> Iterator[Form]:
+def _until_done(answer: Answer) -> Iterator[Form]:
     """The lines before the one that says that it is the last."""
-    for form in _lines(response):
+    for form in _lines(answer):
         if form.get("done"):
             return
         yield form
     raise ConnectionLost("the daemon stopped in the middle of its answer")
 
 
-def _exactly(response: http.client.HTTPResponse, size: int) -> bytes:
-    parts: list[bytes] = []
-    while size:
-        part = response.read(size)
-        if not part:
-            raise ConnectionLost("the daemon stopped in the middle of a file")
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+def _exactly(answer: Answer, size: int) -> bytes:
+    content = answer.read(size)
+    if len(content) < size:
+        raise ConnectionLost("the daemon stopped in the middle of a file")
+    return content
 
 
-def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """The body as it comes.  http.client takes a body cut short for its end where it is read
-    in parts, so the length is counted here."""
-    missing = response.length or 0
-    while missing:
-        piece = response.read1(_PIECE_BYTES)
-        if not piece:
-            raise ConnectionLost(
-                f"the daemon stopped {missing} bytes before the end of the file: its log says why"
-            )
-        missing -= len(piece)
-        yield piece
+def _pieces(answer: Answer) -> Iterator[bytes]:
+    """The body as it comes.  Raises ConnectionLost where it is not all of it."""
+    missing = answer.length or 0
+    try:
+        while piece := answer.piece():
+            missing -= len(piece)
+            yield piece
+    except ConnectionLost as error:
+        raise ConnectionLost(
+            f"the daemon stopped {missing} bytes before the end of the file: its log says why"
+        ) from error

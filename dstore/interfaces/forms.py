@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 from dstore import errors
 from dstore.errors import ConfigError, DstoreError
-from dstore.service.progress import (
-    AddResult,
-    Entry,
-    GuaranteeStatus,
-    NodeStatus,
-    PeerStatus,
-    Pin,
-    Progress,
-    RootStatus,
-    SegmentStatus,
-)
 
 if TYPE_CHECKING:
+    # Not imported: commands read and print forms, and would wait for what makes them.
     from dstore.service.bandwidth import Bandwidth, Flow
+    from dstore.service.progress import (
+        AddResult,
+        Entry,
+        GuaranteeStatus,
+        NodeStatus,
+        PeerStatus,
+        Pin,
+        Progress,
+        RootStatus,
+        SegmentStatus,
+    )
 
 Form = dict[str, Any]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from dstore.errors import AlreadyRunning, NodeError, NotFoundError
-from dstore.limits import PRIVATE_FILE_BYTES_MAX
 from dstore.storage.durable import node_error, sync_directory
 from dstore.storage.formatfile import check_format, has_format, write_durably, write_format
+from dstore.storage.private import api_file, read_private, refuse_others
 
 _FORMAT_NAME: Final = "dstore home"
 _FORMAT: Final = 1
-_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _KEY_BYTES: Final = 32
 
 
@@ -70,7 +68,7 @@ class Home:
     @property
     def api(self) -> Path:
         """URL and token of the running daemon: api.json."""
-        return self.directory / "api.json"
+        return api_file(self.directory)
 
     @property
     def exists(self) -> bool:
@@ -99,10 +97,10 @@ class Home:
                 f"{self.directory} is not a dstore home; make one: "
                 f"dstore init --home {self.directory}"
             )
-        _refuse_others(self.directory, "700")
+        refuse_others(self.directory, "700")
         for private in (self.identity_key, self.owner_key, self.api):
             if private.exists():
-                _refuse_others(private, "600")
+                refuse_others(private, "600")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -134,19 +132,8 @@ class Home:
         write_durably(path, content)
 
     def read_private(self, path: Path) -> bytes:
-        """The file's bytes.  Raises NotFoundError, or NodeError where others may read it (with
-        the chmod command) or it is larger than PRIVATE_FILE_BYTES_MAX."""
-        try:
-            with path.open("rb") as file:
-                _refuse_others(path, "600", os.fstat(file.fileno()))
-                content = file.read(PRIVATE_FILE_BYTES_MAX + 1)
-        except FileNotFoundError as error:
-            raise NotFoundError(f"{path} does not exist") from error
-        except OSError as error:
-            raise NodeError(f"cannot read {path}: {error.strerror}") from error
-        if len(content) > PRIVATE_FILE_BYTES_MAX:
-            raise NodeError(f"{path} is larger than any key: is it the right file?")
-        return content
+        """As `storage.private.read_private`."""
+        return read_private(path)
 
     def read_key(self, path: Path) -> bytes:
         """The 32 bytes of `identity_key` or `owner_key`.  Raises NodeError where the file is
@@ -163,15 +150,6 @@ class Home:
                 f"put your copy of it back, or make a new home"
             )
         return content
-
-
-def _refuse_others(path: Path, mode: str, status: os.stat_result | None = None) -> None:
-    """Raise NodeError where group or others may do anything with the file or directory."""
-    permissions = stat.S_IMODE((status or path.stat()).st_mode)
-    if permissions & _OTHERS:
-        raise NodeError(
-            f"{path} is open to other users (mode {permissions:o}): run  chmod {mode} '{path}'"
-        )
 
 
 def is_home(directory: Path) -> bool:

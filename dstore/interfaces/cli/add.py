@@ -110,7 +110,7 @@ def _added(paths: tuple[str, ...], choices: _Choices, home: Path) -> Iterator[Fo
 
     try:
         client = Client.of_home(home)
-        client.get("/v1/version")
+        first = _by_daemon(client, paths[0], choices)
     except DaemonNotRunning as error:
         if choices.options["local_only"]:
             yield from _without_daemon(paths, choices, home)
@@ -118,7 +118,8 @@ def _added(paths: tuple[str, ...], choices: _Choices, home: Path) -> Iterator[Fo
         raise DaemonNotRunning(
             f"{error}\nadding needs the network; --local-only stores on this node alone"
         ) from error
-    for path in paths:
+    yield first
+    for path in paths[1:]:
         yield _by_daemon(client, path, choices)
 
 

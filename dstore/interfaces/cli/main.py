@@ -6,6 +6,8 @@ click; what they do is in the modules beside this one.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
 import sys
@@ -86,6 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     from dstore.errors import DstoreError
 
+    # The interpreter's last collections would look at every object of a process that ends.
+    atexit.register(gc.freeze)
     try:
         result: Any = dstore.main(args=arguments, prog_name="dstore", standalone_mode=False)
     except click.ClickException as error:

@@ -111,11 +111,12 @@ def run(home: Path, as_json: bool) -> None:
 def identity(home: Path, as_json: bool) -> None:
     """Show this node's peer id, and its addresses where it runs."""
     from dstore.interfaces.client import Client, DaemonNotRunning
-    from dstore.interfaces.homes import peer_id_of
 
     try:
         form = Client.of_home(home).get("/v1/id")
     except DaemonNotRunning:
+        from dstore.interfaces.homes import peer_id_of
+
         form = {"peer_id": str(peer_id_of(home)), "addresses": [], "home": str(home)}
     if as_json:
         say_form(form)

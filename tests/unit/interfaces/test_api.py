@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import pytest
 import trio
+from click.testing import CliRunner
 from starlette.requests import Request
 
 from dstore.core.cid import CID, RAW
@@ -30,8 +31,10 @@ from dstore.errors import (
 )
 from dstore.interfaces.api.app import api_app
 from dstore.interfaces.api.requests import query_of
+from dstore.interfaces.cli.main import dstore
 from dstore.interfaces.client import Client, DaemonNotRunning, daemon_form
-from dstore.interfaces.http import serve_http
+from dstore.interfaces.forms import dump
+from dstore.interfaces.http import Receive, Scope, Send, serve_http
 from dstore.limits import HTTP_JSON_BYTES_MAX
 from dstore.service.node import Node
 from dstore.storage.layout import Home
@@ -456,3 +459,26 @@ async def test_another_program_on_the_port_is_told_apart() -> None:
         client = Client(server.url, TOKEN, Path("/nowhere"))
         with pytest.raises(NodeError, match="another program"):
             await trio.to_thread.run_sync(client.get, "/v1/version")
+
+
+async def test_an_add_is_one_request(tmp_path: Path) -> None:
+    """Asking first whether a daemon is there would cost each command another connection."""
+    asked: list[str] = []
+    result = {"cid": "the-cid", "name": "f", "warnings": []}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(scope["path"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send(
+            {"type": "http.response.body", "body": dump({"result": result}).encode() + b"\n"}
+        )
+
+    home = Home(tmp_path / "home")
+    home.create()
+    async with serve_http(app, "127.0.0.1", 0) as server:
+        home.write_private(home.api, dump({"url": server.url, "token": TOKEN}).encode())
+        arguments = ["add", "--home", str(home.directory), "f", "g"]
+        done = await trio.to_thread.run_sync(CliRunner().invoke, dstore, arguments)
+    assert done.exit_code == 0, done.output
+    assert done.output == "added the-cid f\n" * 2
+    assert asked == ["/v1/add"] * 2
