@@ -4,7 +4,8 @@
 HTTP client among them: 0.4 s and some 30 MiB that no part of dstore uses.  Here the packages
 below are entered without their initialiser; it runs as soon as somebody asks the package
 for a name, so for other users of libp2p nothing is missing (py-libp2p 0.8.1 has no such
-loading of its own).  It changes when libp2p's code runs, never what it does.
+loading of its own).  It changes when libp2p's code runs, never what it does; but for one class,
+which a module wants for the name of a type only, and does not get.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ _DEFERRED: Final = frozenset(
         "multiaddr.resolvers",
     }
 )
+# Modules deferred alike, that some want for what they write beside an argument: whom, and
+# whatever it is that they do not look at.
+_NAMED_ONLY: Final = {"libp2p.transport.quic.stream": "libp2p.custom_types"}
 # Names between underscores that a package may define; the others are looked for by tools
 # that walk over all modules, and are no wish for its contents.
 _DEFINED: Final = frozenset({"__all__", "__version__"})
@@ -46,6 +50,8 @@ class _Deferred(ModuleType):
     def __getattr__(self, name: str) -> object:
         if name.startswith("__") and name not in _DEFINED:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        if sys._getframe(1).f_globals["__name__"] == _NAMED_ONLY.get(self.__name__):
+            return object
         loader = self.__loader__
         assert isinstance(loader, _Later)
         self.__class__ = ModuleType  # type: ignore[assignment]  # from here on an ordinary one
@@ -72,7 +78,7 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in _DEFERRED:
+        if fullname not in _DEFERRED and fullname not in _NAMED_ONLY:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:

@@ -19,6 +19,7 @@ from dstore.network.host import HostOptions, Libp2pHost, open_host
 from dstore.network.identity import key_pair_of, peer_id_of
 from dstore.network.negotiate import propose
 from dstore.network.noise import NOISE_PROTOCOL, NoiseTransport
+from dstore.network.yamux import YAMUX_PROTOCOL
 from dstore.network.streams import PeerAddresses, Stream
 from dstore.network.tcp import TcpConnection
 from dstore.runtime import Runtime
@@ -277,7 +278,7 @@ async def stranger_at(node: Libp2pHost, seed: bytes) -> AsyncIterator[None]:
     """Somebody who connects with `seed` beside our own host of that name."""
     from dstore.network.connection import upgrade
 
-    noise = NoiseTransport(key_pair_of(seed))
+    noise = NoiseTransport(key_pair_of(seed), [YAMUX_PROTOCOL])
     connection = await upgrade(await raw_to(node), noise, 5, node.peer_id)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.run)

@@ -140,6 +140,6 @@ def test_an_oversized_record_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_directory_is_refused(tmp_path: Path) -> None:
     RecordFiles(tmp_path).close()
-    (tmp_path / "format").write_text("dstore records 2\n")
+    (tmp_path / "format").write_text("dstore records 3\n")
     with pytest.raises(StoreTooNew):
         RecordFiles(tmp_path)
