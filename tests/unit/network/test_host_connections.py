@@ -19,9 +19,9 @@ from dstore.network.host import HostOptions, Libp2pHost, open_host
 from dstore.network.identity import key_pair_of, peer_id_of
 from dstore.network.negotiate import propose
 from dstore.network.noise import NOISE_PROTOCOL, NoiseTransport
-from dstore.network.yamux import YAMUX_PROTOCOL
 from dstore.network.streams import PeerAddresses, Stream
 from dstore.network.tcp import TcpConnection
+from dstore.network.yamux import YAMUX_PROTOCOL
 from dstore.runtime import Runtime
 
 ECHO = "/test/echo/1"
