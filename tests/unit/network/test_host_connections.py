@@ -172,6 +172,26 @@ async def test_all_who_want_a_peer_share_one_dial() -> None:
         assert b.counters["connections_accepted"] == 1
 
 
+async def test_two_nodes_that_meet_need_five_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    send_all = trio.SocketStream.send_all
+
+    async def counted(stream: trio.SocketStream, data: bytes) -> None:
+        sent.append(len(data))
+        await send_all(stream, data)
+
+    monkeypatch.setattr(trio.SocketStream, "send_all", counted)
+    async with (
+        open_host(HostOptions(), SEEDS[0], Runtime()) as a,
+        open_host(HostOptions(), SEEDS[1], Runtime()) as b,
+    ):
+        await a.connect(where(b))
+        await until(lambda: a.identified(b.peer_id) and b.identified(a.peer_id))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        # Three make the connection; the questions and answers of identify go with them.
+        assert len(sent) == 5
+
+
 async def test_a_cancelled_waiter_does_not_cancel_the_dial_of_others() -> None:
     async with (
         open_host(HostOptions(), SEEDS[0], Runtime()) as a,

@@ -117,6 +117,15 @@ def test_records_are_kept_replaced_and_deleted(tmp_path: Path) -> None:
     files.close()
 
 
+def test_a_directory_is_made_with_the_first_record_in_it(tmp_path: Path) -> None:
+    files = RecordFiles(tmp_path)
+    assert [*tmp_path.glob("*/*/")] == []
+    files.put(RecordKind.PIN, b"a", b"a pin")
+    assert len([*tmp_path.glob("*/*/")]) == 1
+    assert dict(files.load_all(RecordKind.PIN)) == {b"a": b"a pin"}
+    files.close()
+
+
 def test_damaged_files_are_passed_over_and_remembered(tmp_path: Path) -> None:
     files = RecordFiles(tmp_path)
     for number in range(6):
