@@ -81,8 +81,9 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
 
     async def flush(self) -> None:
         """Send what was kept back.  Raises ConnectionLost."""
-        unsent, self._unsent = self._unsent, b""
-        await self._send(unsent)
+        if self._unsent:
+            unsent, self._unsent = self._unsent, b""
+            await self._send(unsent)
 
     async def read_some(self, max_bytes: int = RAW_READ_BYTES) -> bytes:
         """At least one byte; b"" at the end.  Raises ConnectionLost; ProtocolViolation on a

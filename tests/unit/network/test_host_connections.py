@@ -174,13 +174,13 @@ async def test_all_who_want_a_peer_share_one_dial() -> None:
 
 async def test_two_nodes_that_meet_need_five_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
-    send_all = trio.SocketStream.send_all
+    send = TcpConnection._send
 
-    async def counted(stream: trio.SocketStream, data: bytes) -> None:
+    async def counted(connection: TcpConnection, data: bytes) -> None:
         sent.append(len(data))
-        await send_all(stream, data)
+        await send(connection, data)
 
-    monkeypatch.setattr(trio.SocketStream, "send_all", counted)
+    monkeypatch.setattr(TcpConnection, "_send", counted)
     async with (
         open_host(HostOptions(), SEEDS[0], Runtime()) as a,
         open_host(HostOptions(), SEEDS[1], Runtime()) as b,
