@@ -131,6 +131,11 @@ class Connection:
         return math.inf if self._streams else self._idle_since
 
     @property
+    def muxer_named_early(self) -> bool:
+        """Whether both sides named the muxer in the handshake, so that none was negotiated."""
+        return self._session.secured_conn.muxer is not None
+
+    @property
     def closed(self) -> bool:
         return self.ended.is_set() or self._session.ending is not None
 
