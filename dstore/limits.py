@@ -54,15 +54,15 @@ PIN_SECONDS_DEFAULT: Final = 365 * 86_400
 # --- Transport -------------------------------------------------------------------------
 NOISE_PLAINTEXT_BYTES_MAX: Final = 65_535 - 16
 YAMUX_HEADER_BYTES: Final = 12
-# A frame and its header fill exactly one Noise message: 170 → 200 MB/s against a split one.
-YAMUX_FRAME_BYTES_MAX: Final = NOISE_PLAINTEXT_BYTES_MAX - YAMUX_HEADER_BYTES
+# Whole Noise messages, of which nothing is copied; its header goes with what comes before it.
+YAMUX_FRAME_BYTES_MAX: Final = 4 * NOISE_PLAINTEXT_BYTES_MAX
 YAMUX_WINDOW_BYTES_INITIAL: Final = 256 * KIB  # fixed by the yamux specification
 YAMUX_WINDOW_BYTES: Final = 2 * MIB
 YAMUX_FRAME_BYTES_ACCEPTED: Final = YAMUX_WINDOW_BYTES  # larger could not fit any window
 YAMUX_STREAMS_MAX: Final = 1024  # per connection and direction
 YAMUX_ACCEPT_BACKLOG: Final = 256  # as the specification's reference implementation
 YAMUX_OUT_BYTES_HIGH: Final = MIB  # writers wait above this
-YAMUX_BATCH_BYTES: Final = 4 * YAMUX_FRAME_BYTES_MAX  # sent before the queue is looked at again
+YAMUX_BATCH_BYTES: Final = YAMUX_FRAME_BYTES_MAX  # sent before the queue is looked at again
 YAMUX_CONTROL_FRAMES_MAX: Final = 4096  # queued answers to a peer that never reads
 # Where bytes did not go both ways for so long, a side pings, so that the other hears of it however
 # slowly data goes; where nothing at all was heard for longer, the peer is taken for dead.
@@ -99,7 +99,7 @@ CONNECTIONS_MAX: Final = 1024
 PEERS_KNOWN_MAX: Final = 100_000
 CLOSE_SECONDS: Final = 2
 STREAM_READ_BYTES_MAX: Final = 256 * KIB
-STREAM_WRITE_BYTES: Final = 4 * YAMUX_FRAME_BYTES_MAX  # in one go: whole frames
+STREAM_WRITE_BYTES: Final = YAMUX_FRAME_BYTES_MAX  # in one go: whole frames
 # Multistream-select: protocol names are short, and nobody proposes dozens.
 NEGOTIATE_MESSAGE_BYTES_MAX: Final = 1024
 NEGOTIATE_PROPOSALS_MAX: Final = 32
@@ -265,6 +265,7 @@ AWAY_SECONDS: Final = 72 * 3600  # of silence before a slot counts as gone
 AT_RISK_SECONDS: Final = 3600  # with no fragment to spare
 
 # --- Storage ---------------------------------------------------------------------------
+ADDED_BLOCKS_MAX: Final = 16_384  # of an add, read again from its files: 16 GiB of them, 5 MB
 SMALL_BLOCK_BYTES: Final = 32 * KIB  # below: SQLite; at or above: a file of its own
 COMMIT_BATCH_BLOCKS_MAX: Final = 1024
 RESERVE_INODES: Final = 10_000  # kept free, or 1 % where a file system has few
@@ -405,7 +406,6 @@ DEVNET_DOWN_SECONDS: Final = 10
 assert IDENTITY_BYTES_MAX <= DIGEST_BYTES_MAX
 assert SMALL_BLOCK_BYTES < BLOCK_BYTES_MAX <= GET_BYTES_MAX
 assert SEGMENT_FRAGMENTS_MAX >= FRAGMENTS_PER_STRIPE_MAX
-assert YAMUX_FRAME_BYTES_MAX + YAMUX_HEADER_BYTES == NOISE_PLAINTEXT_BYTES_MAX
 assert YAMUX_FRAME_BYTES_MAX <= YAMUX_WINDOW_BYTES_INITIAL <= YAMUX_WINDOW_BYTES
 assert BLOCK_BYTES_MAX < PEER_MEMORY_BYTES_MAX
 assert READ_AHEAD_BYTES <= PEER_MEMORY_BYTES_MAX

@@ -13,7 +13,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar, TypeVarTuple
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar, TypeVarTuple
 
 import trio
 
@@ -59,15 +60,40 @@ class Workers(Protocol):
 
 
 class ThreadWorkers:
-    """Threads behind one limiter.  Hand over about 1 MiB of work or more at a time: a
-    hand-over costs some 160 µs under load."""
+    """A bounded number of threads.  Hand over about 1 MiB of work or more at a time: a
+    hand-over costs some 100 µs under load.
+
+    It is trio's `to_thread.run_sync` without what nobody here wants of it: names for threads,
+    context variables and a way back into trio for the work, and a turn of the loop before it
+    begins; a third of what that costs.
+    """
 
     def __init__(self, threads: int | None = None) -> None:
         # Two more than the cores: some of the work waits for a disk.
-        self._limiter = trio.CapacityLimiter(threads or (os.cpu_count() or 2) + 2)
+        self._free = trio.Semaphore(threads or (os.cpu_count() or 2) + 2)
 
     async def run(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
-        return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            self._free.acquire_nowait()  # as a rule
+        except trio.WouldBlock:
+            await self._free.acquire()
+        task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
+
+        def deliver(result: Any) -> None:
+            token.run_sync_soon(trio.lowlevel.reschedule, task, result)
+
+        try:
+            trio.lowlevel.start_thread_soon(partial(work, *args), deliver)
+            result: T = await trio.lowlevel.wait_task_rescheduled(_not_before_its_end)
+            return result
+        finally:
+            self._free.release()
+
+
+def _not_before_its_end(_: object) -> trio.lowlevel.Abort:
+    """A cancelled caller waits for its thread."""
+    return trio.lowlevel.Abort.FAILED
 
 
 class InlineWorkers:

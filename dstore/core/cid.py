@@ -8,7 +8,6 @@ Specifications: multiformats CID, multihash, unsigned-varint.
 from __future__ import annotations
 
 import hashlib
-from base64 import b32decode
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
@@ -237,7 +236,7 @@ def _decode_multibase(text: str) -> bytes:
     if text[0] in _CASELESS_BASES:
         text = text.lower()
     if text[0] == "b":  # nearly all CIDs, and py-multibase takes fifty times as long
-        binary = b32decode(text[1:].upper() + "=" * (-(len(text) - 1) % 8))
+        binary = libipld.decode_multibase(text)[1]
         canonical = _base32(binary)
     else:
         binary = multibase.decode(text)

@@ -26,12 +26,14 @@ from dstore.core.yamux_frames import (
     GoAwayCode,
     GoAwayReceived,
     Output,
+    Piece,
     PingAnswered,
     StreamAcknowledged,
     StreamEnded,
     StreamOpened,
     StreamReset,
     WindowGrown,
+    in_pieces,
 )
 from dstore.errors import ConnectionLost, ProtocolViolation
 from dstore.limits import (
@@ -147,9 +149,10 @@ class YamuxConnection:
         stream = self._streams.get(stream_id)
         return 0 if stream is None or stream.write_closed else stream.send_window
 
-    def data_to_send(self, bytes_max: int | None = None) -> list[bytes]:
+    def data_to_send(self, bytes_max: int | None = None) -> list[Piece]:
         """The frames queued, whole and in order, urgent ones first: all, or the first of them
-        that together reach `bytes_max`."""
+        that together reach `bytes_max`.  Each comes in one piece, or in several where it is
+        longer than NOISE_PLAINTEXT_BYTES_MAX, none of which is."""
         return self._out.take(bytes_max)
 
     # --- What the driver does -----------------------------------------------------------
@@ -178,7 +181,8 @@ class YamuxConnection:
 
     def send(self, stream_id: int, data: memoryview, start: int = 0) -> int:
         """Queue one frame with as much of `data[start:]` (items of one byte) as the window
-        and the frame take, copied; how many bytes that was, 0 when the window is used up.
+        and the frame take, copied unless it is of a bytes object; how many bytes that was, 0 when
+        the window is used up.
         Raises ConnectionLost on a stream that is closed for writing or gone."""
         stream = self._streams.get(stream_id)
         if stream is None or stream.write_closed:
@@ -188,8 +192,7 @@ class YamuxConnection:
             return 0
         stream.send_window -= size
         header = HEADER.pack(VERSION, DATA, 0, stream_id, size)
-        # The only copy on the way out: whoever encrypts takes whole frames as they are.
-        self._out.frames.append(b"".join((header, data[start : start + size])))
+        self._out.frames.append(in_pieces(header, data[start : start + size]))
         self._out.size += YAMUX_HEADER_BYTES + size
         return size
 
@@ -473,7 +476,7 @@ class YamuxConnection:
     ) -> None:
         frame = HEADER.pack(VERSION, kind, flags, stream_id, length)
         # Pings overtake data, or a full queue would look like a dead peer.
-        (self._out.urgent if urgent else self._out.frames).append(frame)
+        (self._out.urgent if urgent else self._out.frames).append((frame,))
         self._out.size += len(frame)
 
 

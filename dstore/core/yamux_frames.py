@@ -1,6 +1,6 @@
-"""The words of yamux: frame header, flags, and the events that frames amount to.
+"""The words of yamux: frame header, flags, the events that frames amount to, the queue of frames.
 
-Values only; the rules that join them are in `core/yamux.py`.
+The rules that join them are in `core/yamux.py`.
 Specification: https://github.com/libp2p/specs/blob/master/yamux/README.md.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
-from dstore.limits import YAMUX_HEADER_BYTES
+from dstore.limits import NOISE_PLAINTEXT_BYTES_MAX, YAMUX_HEADER_BYTES
 
 HEADER: Final = struct.Struct("!BBHII")  # version, type, flags, stream id, length
 VERSION: Final = 0
@@ -107,18 +107,22 @@ Event = (
 )
 
 
+Piece = bytes | memoryview
+Pieces = tuple[Piece, ...]
+
+
 @dataclass(slots=True)
 class Output:
-    """Frames that wait to be sent; `size` is that of all of them in bytes."""
+    """Frames that wait to be sent, in pieces; `size` is that of all of them in bytes."""
 
-    frames: list[bytes] = field(default_factory=list)
-    urgent: list[bytes] = field(default_factory=list)
+    frames: list[Pieces] = field(default_factory=list)
+    urgent: list[Pieces] = field(default_factory=list)
     size: int = 0
     answers: int = 0  # frames that the peer's frames called for, at most
 
-    def take(self, bytes_max: int | None) -> list[bytes]:
-        """The first frames that together reach `bytes_max`, urgent ones before others; all
-        for None."""
+    def take(self, bytes_max: int | None) -> list[Piece]:
+        """The pieces of the first frames that together reach `bytes_max`, urgent ones before
+        others; all for None."""
         if not self.size:
             return []
         frames = self.urgent + self.frames if self.urgent else self.frames
@@ -126,9 +130,25 @@ class Output:
         if bytes_max is not None and self.size > bytes_max:
             count = taken = 0
             while taken < bytes_max:
-                taken += len(frames[count])
+                taken += sum(map(len, frames[count]))
                 count += 1
         self.frames, self.urgent = frames[count:], []
         self.size -= taken
         self.answers = min(self.answers, len(self.frames))
-        return frames if count == len(frames) else frames[:count]
+        return [piece for frame in frames[:count] for piece in frame]
+
+
+def in_pieces(header: bytes, body: memoryview) -> Pieces:
+    """A frame as whoever encrypts takes it: whole messages, and what is left of the body in front
+    with the header.  That part alone is copied where nobody can change the rest."""
+    size = len(body)
+    first = size % NOISE_PLAINTEXT_BYTES_MAX
+    if first > NOISE_PLAINTEXT_BYTES_MAX - len(header):
+        first = 0
+    head = b"".join((header, body[:first]))
+    if first == size:
+        return (head,)
+    if type(body.obj) is not bytes:
+        body = memoryview(bytes(body))
+    step = NOISE_PLAINTEXT_BYTES_MAX
+    return (head, *(body[start : start + step] for start in range(first, size, step)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from types import TracebackType
 from typing import TypeVar
 
@@ -204,10 +204,9 @@ class FragmentsClient:
                 raise BudgetExceeded(f"{peer} holds too much of {len(queries)} segments to tell")
         return wire.Haves(tuple(holdings))
 
-    @asynccontextmanager
-    async def get_blocks(
+    def get_blocks(
         self, peer: PeerId, cids: Sequence[CID], *, checked: bool = True
-    ) -> AsyncIterator[Blocks]:
+    ) -> AbstractAsyncContextManager[Blocks]:
         """Blocks in the order asked, as they come, each verified; None for one the peer has
         not.  Any number of CIDs, split as the limits demand; leaving the context early is
         fine, pausing within it for PROGRESS_SECONDS may lose the stream.  While iterating:
@@ -221,14 +220,11 @@ class FragmentsClient:
         def request(start: int) -> wire.Request:
             return wire.GetBlocks(tuple(cids[start : start + GET_BLOCKS_MAX]))
 
-        blocks = self._blocks(peer, cids, request, GET_BLOCKS_MAX, checked=checked)
-        async with aclosing(blocks):
-            yield blocks
+        return aclosing(self._blocks(peer, cids, request, GET_BLOCKS_MAX, checked=checked))
 
-    @asynccontextmanager
-    async def challenge(
+    def challenge(
         self, peer: PeerId, items: Sequence[tuple[wire.Challenged, CID]]
-    ) -> AsyncIterator[Blocks]:
+    ) -> AbstractAsyncContextManager[Blocks]:
         """The fragments asked for, each with the CID that the segment gives it, as in
         `get_blocks`."""
 
@@ -237,8 +233,7 @@ class FragmentsClient:
             return wire.Challenge(tuple(item for item, _ in part))
 
         cids = [cid for _, cid in items]
-        async with aclosing(self._blocks(peer, cids, request, CHALLENGES_MAX)) as blocks:
-            yield blocks
+        return aclosing(self._blocks(peer, cids, request, CHALLENGES_MAX))
 
     async def put_slot(
         self,

@@ -174,7 +174,7 @@ class NoiseSession(BaseSession):  # type: ignore[misc] # libp2p is untyped
             if messages:
                 return messages
 
-    async def write_frames(self, frames: Sequence[bytes]) -> None:
+    async def write_frames(self, frames: Sequence[bytes | memoryview]) -> None:
         """Send `frames`, none longer than NOISE_PLAINTEXT_BYTES_MAX, in order; short ones
         share messages.  Raises SessionLost, also when the nonces are used up."""
         await _send_all(self._connection.write, self._seal(frames))
@@ -229,7 +229,7 @@ class NoiseSession(BaseSession):  # type: ignore[misc] # libp2p is untyped
         if plain:
             messages.append(plain)
 
-    def _seal(self, frames: Sequence[bytes]) -> Iterator[memoryview]:
+    def _seal(self, frames: Sequence[bytes | memoryview]) -> Iterator[memoryview]:
         """The messages for `frames`, some at a time in one buffer, which is used again."""
         filled = 0
         for message in _pack(frames):
@@ -260,9 +260,9 @@ def _missing_bytes(cut: bytearray) -> int:
     return _LENGTH_BYTES + (cut[0] << 8 | cut[1]) - len(cut)
 
 
-def _pack(frames: Sequence[bytes]) -> Iterator[bytes]:
+def _pack(frames: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     """Whole frames joined to messages of at most NOISE_PLAINTEXT_BYTES_MAX."""
-    group: list[bytes] = []
+    group: list[bytes | memoryview] = []
     size = 0
     for frame in frames:
         if group and size + len(frame) > NOISE_PLAINTEXT_BYTES_MAX:

@@ -91,6 +91,7 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
         self._arrived: dict[int, YamuxStream] = {}  # opened by the peer, not accepted yet
         self._arrival = trio.Event()
         self._out = trio.Event()  # there is something to write
+        self._joined = False  # and not only of the first who had something
         self._room = trio.lowlevel.ParkingLot()  # writers that wait, first come, first served
         self._slots = trio.Event()  # another stream may be opened
         self._drained = trio.Event()  # all is written that will be
@@ -199,6 +200,7 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
     def operated(self) -> None:
         """The state machine was used: wake whom that concerns."""
         if self.core.pending_bytes:
+            self._joined = self._joined or self._out.is_set()
             self._out.set()
         if not self._slots.is_set() and self.core.may_open():
             self._slots.set()
@@ -261,6 +263,7 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
             await trio.lowlevel.checkpoint()
         if fast is not None and not self.core.pending_bytes:
             await fast.flush()
+        alone = hurried = False  # whether nobody else wrote the last time, nor is waited for now
         while True:
             frames = self.core.data_to_send(YAMUX_BATCH_BYTES)
             if frames:
@@ -272,6 +275,8 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
                 else:
                     await conn.write(b"".join(frames))
                 self._sent_at = trio.current_time()
+                if hurried:
+                    alone, hurried = not self.core.pending_bytes, False
             elif self.ending is not None:
                 self._drained.set()
                 return
@@ -279,10 +284,14 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
                 if fast is not None:
                     fast.rest()
                 self._room.unpark_all()
-                self._out = trio.Event()
+                self._out, self._joined = trio.Event(), False
                 await self._out.wait()
-                # Mostly the first of several: those whose turn it is add theirs to the message.
-                await trio.lowlevel.checkpoint()
+                hurried = alone
+                if not hurried:
+                    # Perhaps the first of several: those whose turn it is add theirs to the
+                    # message.  Where nobody did, nobody is waited for the next time.
+                    await trio.lowlevel.checkpoint()
+                    alone = not self._joined
 
     async def _keep_alive(self) -> None:
         # Where bytes go both ways each side knows that the other lives, and one ping makes them:

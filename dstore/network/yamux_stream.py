@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _SMALL_BYTES: Final = 4096
 _JOINED_BYTES: Final = 64 * 1024
 # A writer lets the others have their turn after this much.
-_TURN_BYTES: Final = 4 * YAMUX_FRAME_BYTES_MAX
+_TURN_BYTES: Final = YAMUX_FRAME_BYTES_MAX
 
 
 class StreamLost(ConnectionLost, MuxedStreamReset):  # type: ignore[misc] # libp2p is untyped

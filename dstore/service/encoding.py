@@ -19,7 +19,7 @@ from dstore.limits import ENCODE_BATCH_BYTES, ENCODE_BATCHES_IN_FLIGHT
 from dstore.runtime import Workers
 from dstore.service.pipeline import from_iterable, in_order
 from dstore.service.progress import Progress, Report
-from dstore.storage.blockstore import Block, BlockStore
+from dstore.storage.blockstore import Block, BlockStore, GetBlock
 
 Stripes = Sequence[tuple[SizedCID, ...]]
 
@@ -28,26 +28,28 @@ Stripes = Sequence[tuple[SizedCID, ...]]
 class Encoded:
     """A root with its protection, whose blocks are stored.  Segments are read back one at a
     time where they are needed: those of a large file fill more memory than anything else of
-    an add.  `fragment_bytes` are those of all slots together."""
+    an add.  `fragment_bytes` are those of all slots together, `read` reads a block of the data
+    (in a worker)."""
 
     manifest: Manifest
     fragment_bytes: int
+    read: GetBlock
 
 
 async def encode_root(
     root: CID,
     code: Code,
     blocks: BlockStore,
+    read: GetBlock,
     save: Callable[[Sequence[Block]], None],
     workers: Workers,
     report: Report,
 ) -> Encoded:
-    """Plan the stripes of the DAG under `root`, all of it in `blocks`, and find the
-    CIDs of the parity.
+    """Plan the stripes of the DAG under `root`, all of it in `blocks`, and find the CIDs of the
+    parity of what `read` reads.
 
-    `save` is called in a worker, with the segment and manifest blocks.  Raises
-    NotFoundError where a block of the DAG is missing, MalformedBlock, BudgetExceeded, and
-    what `save` raises.
+    `save` is called in a worker, with the segment and manifest blocks.  Raises NotFoundError
+    where a block of the DAG is missing, MalformedBlock, BudgetExceeded, and what `save` raises.
     """
 
     def size_of(cid: CID) -> int:
@@ -64,7 +66,7 @@ async def encode_root(
         rows: list[list[CID]] = []
         for stripe in stripes:
             length = max(size for _, size in stripe)
-            made = erasure.encode(code.k, code.m, [blocks.get(cid) for cid, _ in stripe], length)
+            made = erasure.encode(code.k, code.m, [read(cid) for cid, _ in stripe], length)
             rows.append([CID.of(RAW, block) for block in made])
         return rows
 
@@ -103,7 +105,7 @@ async def encode_root(
         refs.append(segment.ref)
         fragment_bytes += sum(segment.slot_bytes(slot) for slot in range(segment.n))
         one = await workers.run(go_on, [(segment.cid, segment.block)])
-    return Encoded(one, fragment_bytes)
+    return Encoded(one, fragment_bytes, read)
 
 
 def _bytes_of(stripes: Iterable[tuple[SizedCID, ...]]) -> int:

@@ -111,12 +111,18 @@ class Race:
         """Whether a peer still may answer."""
         return bool(self._pending)
 
-    async def first(self, peers: Iterable[PeerId]) -> bytes | None:
+    async def first(
+        self, peers: Iterable[PeerId], within_seconds: float = math.inf
+    ) -> bytes | None:
         """The block, from the first of the peers to send it; None where each has failed or is
-        late."""
+        late, or the time is over."""
+        over_at = trio.current_time() + within_seconds
         for peer in peers:
+            now = trio.current_time()
+            if now >= over_at:
+                break
             want = self._ask(peer)
-            with trio.move_on_after(want.patience_seconds):
+            with trio.move_on_at(min(now + want.patience_seconds, over_at)):
                 while self._data is None and want in self._pending:
                     await self._news.wait()
             if self._data is not None:

@@ -36,6 +36,7 @@ from dstore.service.progress import Progress, Report
 from dstore.storage.layout import home_around, is_home
 
 Save = Callable[[Sequence[Block]], None]
+Note = Callable[[Path, int, Sequence[Block]], None]
 
 
 @dataclass(slots=True)
@@ -81,12 +82,25 @@ class Imported:
     warnings: tuple[str, ...] = ()
 
 
-class Importer:
-    """Imports under one profile, handing blocks to `save` (called in workers)."""
+def no_note(path: Path, offset: int, leaves: Sequence[Block]) -> None:
+    """Nobody reads the file again."""
 
-    def __init__(self, profile: Profile, save: Save, workers: Workers, report: Report) -> None:
+
+class Importer:
+    """Imports under one profile, handing blocks to `save` (called in workers).  `note` is told
+    there from which offset of which file leaves were read, once they are saved."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        save: Save,
+        workers: Workers,
+        report: Report,
+        note: Note = no_note,
+    ) -> None:
         self._profile = profile
         self._save = save
+        self._note = note
         self._workers = workers
         self._report = report
         self._done = 0
@@ -164,6 +178,8 @@ class Importer:
             if len(chunk) < chunk_bytes:
                 break
         self._save(blocks)
+        if self._profile.raw_leaves:
+            self._note(path, offset, blocks)
         return _links(blocks, sizes)
 
     async def _save_leaves(self, pieces: list[bytes]) -> list[Link]:
@@ -220,6 +236,7 @@ class Importer:
         """In a worker: many small files, saved together; and those that have grown beyond one
         chunk since they were seen, which need another way."""
         blocks: list[Block] = []
+        leaves: list[tuple[Path, Block]] = []
         links: list[tuple[_Source, Link]] = []
         grown: list[_Source] = []
         for source in batch:
@@ -238,11 +255,15 @@ class Importer:
             if chunk:
                 leaf = make_leaf(self._profile, chunk)
                 blocks.append(leaf)
+                leaves.append((source.path, leaf))
                 blocks += builder.add_leaf(leaf[0], len(chunk), len(leaf[1]))
             link, finished = builder.finish()
             blocks += finished
             links.append((source, link))
         self._save(blocks)
+        if self._profile.raw_leaves:
+            for path, leaf in leaves:
+                self._note(path, 0, [leaf])
         return links, grown
 
     def _build_directories(self, tree: _Tree) -> Link:

@@ -14,7 +14,7 @@ import trio
 from dstore.core.cid import CID
 from dstore.core.unixfs import iter_dag, profile_named
 from dstore.runtime import Runtime
-from dstore.service.importing import Imported, Importer
+from dstore.service.importing import Imported, Importer, Note, no_note
 from dstore.service.progress import AddOptions, Report
 from dstore.service.rootturns import RootTurns
 from dstore.service.stores import Stores
@@ -31,13 +31,14 @@ async def add_locally(
     run: Import,
     options: AddOptions,
     report: Report,
+    *,
+    note: Note = no_note,
+    read_soon: bool = False,
 ) -> Imported:
-    """Import with `run` and pin the root locally.  Raises NotFoundError, CallerError,
-    StorageFull."""
-    # What is to be protected is read back at once, twice.
-    read_soon = not options.local_only
+    """Import with `run` and pin the root locally.  `note` as `Importer` takes it, `read_soon` as
+    `BlockStore.put_many`.  Raises NotFoundError, CallerError, StorageFull."""
     async with Operation("add", stores, runtime, read_soon=read_soon) as save:
-        importer = Importer(profile_named(options.profile), save, runtime.workers, report)
+        importer = Importer(profile_named(options.profile), save, runtime.workers, report, note)
         imported = await run(importer)
         async with turns.pinning(imported.cid):
             await runtime.workers.run(_pin, stores, runtime, imported.cid, options.name)

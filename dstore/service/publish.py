@@ -29,6 +29,7 @@ from dstore.limits import (
 from dstore.network.routing import Routing
 from dstore.network.streams import Network
 from dstore.runtime import Runtime
+from dstore.service.addedfiles import AddedFiles
 from dstore.service.candidates import CandidateFinder
 from dstore.service.encoding import Encoded, encode_root
 from dstore.service.holdings import Holdings
@@ -43,6 +44,7 @@ from dstore.service.restore import manifest_row
 from dstore.service.rootturns import RootTurns, let_go_of
 from dstore.service.stores import Stores
 from dstore.service.upload import Placed, Uploader
+from dstore.storage.blockstore import GetBlock
 from dstore.storage.rows import (
     PinRow,
     ReferenceKind,
@@ -95,35 +97,52 @@ class Publisher:
         """Add the file or directory at `path`.  Raises NotFoundError, CallerError,
         StorageFull, InsufficientPeers where `require_guarantee` cannot be met."""
         return await self._add(
-            lambda importer: importer.add_path(path, hidden=hidden), options, report
+            lambda importer: importer.add_path(path, hidden=hidden),
+            options,
+            report,
+            from_files=True,
         )
 
     async def add_stream(
         self, chunks: AsyncIterator[bytes], options: AddOptions, report: Report
     ) -> AddResult:
         """Add a file whose bytes come from `chunks`.  Raises as `add_path`."""
-        return await self._add(lambda importer: importer.add_stream(chunks), options, report)
+        return await self._add(
+            lambda importer: importer.add_stream(chunks), options, report, from_files=False
+        )
 
-    async def _add(self, run: Import, options: AddOptions, report: Report) -> AddResult:
+    async def _add(
+        self, run: Import, options: AddOptions, report: Report, *, from_files: bool
+    ) -> AddResult:
         if options.code is not None:
             _code(options.code)
-        imported = await add_locally(self._stores, self._turns, self._runtime, run, options, report)
+        files = AddedFiles(self._stores.blocks)
+        imported = await add_locally(
+            self._stores,
+            self._turns,
+            self._runtime,
+            run,
+            options,
+            report,
+            note=files.note,
+            # What is to be protected is read three times more.
+            read_soon=not options.local_only and not (from_files and files.usable),
+        )
         if options.local_only:
             await self._announce(imported.cid, report, confirm=False)
             return AddResult(imported.cid, imported.size, warnings=imported.warnings)
-        return await self._protect(imported, options, report)
+        return await self._protect(imported, files.get, options, report)
 
     # --- Protection ----------------------------------------------------------------------
 
-    async def _protect(self, imported: Imported, options: AddOptions, report: Report) -> AddResult:
+    async def _protect(
+        self, imported: Imported, read: GetBlock, options: AddOptions, report: Report
+    ) -> AddResult:
         root = imported.cid
         if root.is_identity or root.verify(b""):
+            says_all = GuaranteeStatus(0, 0, "the CID itself says all there is")
             return AddResult(
-                root,
-                imported.size,
-                protected=True,
-                guarantee=GuaranteeStatus(0, 0, "the CID itself says all there is"),
-                warnings=imported.warnings,
+                root, imported.size, protected=True, guarantee=says_all, warnings=imported.warnings
             )
         remote = await self._candidates.find(root.multihash)
         asked_at = trio.current_time()
@@ -149,7 +168,7 @@ class Publisher:
             Operation("protect", self._stores, self._runtime) as save,
         ):
             encoded = await encode_root(
-                root, code, self._stores.blocks, save, self._runtime.workers, report
+                root, code, self._stores.blocks, read, save, self._runtime.workers, report
             )
             if trio.current_time() - asked_at > HELLO_KEPT_SECONDS:  # some may have left since
                 remote = await self._candidates.find(root.multihash)
@@ -316,7 +335,9 @@ class Publisher:
             held = await run(offer.worth_keeping)
             if not confirm:
                 stored(sum(offer.segment.slot_bytes(slot) for slot in held))
-            one = await self._uploader.place(offer, held, stored, confirm=confirm, avoid=failed)
+            one = await self._uploader.place(
+                offer, encoded.read, held, stored, confirm=confirm, avoid=failed
+            )
             one.failures.update((peer, "did not answer") for peer in silent - one.failures.keys())
             failed.update(one.failures)
             taken.update(offer.bytes_of(one.brought))

@@ -277,6 +277,8 @@ class RootSegments:
 
     async def local(self, cid: CID) -> bytes | None:
         """The block from this node's own store; None where it is not there, or damaged."""
+        if not self._stores.blocks.usage().blocks:
+            return None  # a gateway and no more: nothing is stored, and no thread asked
 
         def work() -> bytes | None:
             try:

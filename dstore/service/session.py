@@ -84,6 +84,8 @@ class RootSession:
         self._decoder = StripeDecoder(
             access.fetcher, access.stores.blocks, cache, access.runtime.workers
         )
+        self._looked_near = False  # for the root's own block, by whoever wanted it first
+        self._is_far = False  # no neighbour has it
         self._blocks: Flights[bytes] = Flights(access.nursery)
         self._looks: Flights[list[bool]] = Flights(access.nursery)
         self._stripes: Flights[dict[int, bytes]] = Flights(access.nursery)
@@ -111,6 +113,15 @@ class RootSession:
         cached = self._cache.get(cid)
         if cached is not None:
             return cached
+        if cid == self.sources.root and not self._looked_near:
+            # As a rule nobody else wants it, and it is all there is of a small file: whoever
+            # comes first goes without a flight, and the fetcher joins what is asked of a peer.
+            self._looked_near = True
+            data = await self._near(cid, held=held)
+            if data is not None:
+                self._cache.put(cid, data)
+                return data
+            held = False
         with trio.move_on_after(FETCH_BLOCK_SECONDS):
             return await self._blocks.share(
                 ("block", cid.multihash), partial(self._get, cid, position, held=held)
@@ -169,22 +180,26 @@ class RootSession:
         raise DeadlineExceeded(f"block {cid} did not come within {FETCH_BLOCK_SECONDS} s")
 
     async def _get(self, cid: CID, position: float, *, held: bool = True) -> bytes:
+        data = await self._near(cid, held=held)
+        if data is None:
+            data = await self._remote(cid, position)
+        self._cache.put(cid, data)
+        return data
+
+    async def _near(self, cid: CID, *, held: bool) -> bytes | None:
+        """The block where it takes no search: from here, or the root's from a neighbour."""
         data = await self.segments.local(cid) if held else None
         if data is not None:
             self._fetcher.counters.local_blocks += 1
         elif cid.verify(b""):
             # Nobody stores the empty block, and everybody has it: no stripe lists it.
             data = b""
-        else:
-            data = await self._remote(cid, position)
-        self._cache.put(cid, data)
+        elif cid == self.sources.root and not self._is_far and self.sources.discovered_at is None:
+            data = await self._guess()
+            self._is_far = data is None
         return data
 
     async def _remote(self, cid: CID, position: float) -> bytes:
-        if cid == self.sources.root and self.sources.discovered_at is None:
-            data = await self._guess()
-            if data is not None:
-                return data
         attempt = partial(self._by_listing, cid)
         direct = partial(self.segments.from_sources, cid)
         failure: DstoreError | None = None
@@ -214,10 +229,9 @@ class RootSession:
         inner = self.sources.root.codec == DAG_PB  # as a rule: blocks below it are wanted next
         first = 0 if inner else ROOT_GUESS_FIRST
         with self._fetcher.race(self.sources.root, ROOT_GUESS_BYTES) as race:
-            with trio.move_on_after(ROOT_GUESS_FIRST_SECONDS):
-                data = await race.first(likely[:first])
-                if data is not None:
-                    return data
+            data = await race.first(likely[:first], ROOT_GUESS_FIRST_SECONDS)
+            if data is not None:
+                return data
             self._discovery.begin(self.sources)
             if inner:
                 self.segments.load_only()

@@ -1,4 +1,4 @@
-"""The fragments of a segment as its slots are brought to their holders: data from the store,
+"""The fragments of a segment as its slots are brought to their holders: data as it is stored,
 parity computed on the way.
 
 Parity is a function of the data beside it: computing it twice, once for its CIDs and once to
@@ -23,16 +23,14 @@ from dstore.limits import (
 )
 from dstore.network.fragments_client import SlotBlock
 from dstore.runtime import Workers
-from dstore.storage.blockstore import BlockStore
+from dstore.storage.blockstore import GetBlock
 
 
 class DataReader:
     """Reads the blocks of one data slot in order, some megabytes a hand-over to a worker."""
 
-    def __init__(
-        self, blocks: BlockStore, workers: Workers, fragments: Sequence[SlotBlock]
-    ) -> None:
-        self._blocks = blocks
+    def __init__(self, read: GetBlock, workers: Workers, fragments: Sequence[SlotBlock]) -> None:
+        self._read_block = read
         self._workers = workers
         self._fragments = fragments
         self._place = {fragment.stripe: at for at, fragment in enumerate(fragments)}
@@ -51,7 +49,7 @@ class DataReader:
         batch: dict[int, bytes] = {}
         size = 0
         for fragment in self._fragments[start : start + SERVE_BATCH_BLOCKS_MAX]:
-            data = self._blocks.get(fragment.cid)
+            data = self._read_block(fragment.cid)
             batch[fragment.stripe] = data
             size += len(data)
             if size >= SERVE_BATCH_BYTES:
@@ -76,8 +74,8 @@ class ParityReader:
     """Computes the parity of a segment for all its slots together: what one slot asks for is
     kept for the others, as far as PARITY_KEPT_BYTES go."""
 
-    def __init__(self, blocks: BlockStore, workers: Workers, segment: Segment) -> None:
-        self._blocks = blocks
+    def __init__(self, read: GetBlock, workers: Workers, segment: Segment) -> None:
+        self._read_block = read
         self._workers = workers
         self._segment = segment
         self._batches: list[_Batch] = []
@@ -118,7 +116,7 @@ class ParityReader:
         segment, batch, size = self._segment, dict[int, list[bytes]](), 0
         for index in range(start, len(segment.stripes)):
             stripe = segment.stripes[index]
-            data = [self._blocks.get(cid) for cid, _ in stripe.data]
+            data = [self._read_block(cid) for cid, _ in stripe.data]
             batch[index] = erasure.encode(segment.k, segment.m, data, stripe.length)
             size += segment.m * stripe.length
             if size >= PARITY_BATCH_BYTES or len(batch) >= SERVE_BATCH_BLOCKS_MAX:

@@ -191,9 +191,15 @@ class Discovery:
     def likely_first(self, root: CID) -> list[PeerId]:
         """The connected peers, those first that placement puts the root's blocks on if all is
         well; those that failed lately last, those that lied left out."""
-        near = self._fetcher.best_first(self._network.connected())
-        cooling = [peer for peer in near if self._fetcher.is_cooling(peer)]
-        return [*likely_first(root, (peer for peer in near if peer not in cooling)), *cooling]
+        fetcher = self._fetcher
+        ready: list[PeerId] = []
+        cooling: list[PeerId] = []
+        for peer in self._network.connected():
+            if fetcher.is_cooling(peer):
+                cooling.append(peer)
+            elif not fetcher.has_lied(peer):
+                ready.append(peer)
+        return [*likely_first(root, ready), *fetcher.best_first(cooling)]
 
     async def _let_answer(self, sources: RootSources, group: Sequence[PeerId]) -> None:
         """What these say comes sooner alone.  Where they know the root, reading begins with

@@ -48,6 +48,7 @@ from dstore.service.holder import LocalHolder, LocalReception
 from dstore.service.offer import Offer
 from dstore.service.slotreader import DataReader, ParityReader
 from dstore.service.stores import Stores
+from dstore.storage.blockstore import GetBlock
 from dstore.storage.rows import Placement
 
 Stored = Callable[[int], None]
@@ -104,6 +105,7 @@ class _Bringing:
     """One segment on its way."""
 
     offer: Offer
+    read: GetBlock
     stored: Stored
     parity: ParityReader
     avoid: Collection[PeerId]
@@ -220,21 +222,23 @@ class Uploader:
     async def place(
         self,
         offer: Offer,
+        read: GetBlock,
         held: Mapping[int, Collection[PeerId]],
         stored: Stored,
         *,
         confirm: bool = True,
         avoid: Collection[PeerId] = (),
     ) -> Placed:
-        """Bring the slots to holders; `stored` is told of bytes as they become durable there.
+        """Bring the slots to holders; `read` reads blocks of their data (in a worker), `stored`
+        is told of bytes as they become durable there.
 
         Peers of `held` come first: with `confirm` they are offered their slots again, so that
         they learn of this pin record (nothing moves that they have), else their word stands.
         Peers that fail are replaced while there are others, those of `avoid` being the last
         resort; never raises for them.
         """
-        parity = ParityReader(self._stores.blocks, self._runtime.workers, offer.segment)
-        bringing = _Bringing(offer, stored, parity, frozenset(avoid), held)
+        parity = ParityReader(read, self._runtime.workers, offer.segment)
+        bringing = _Bringing(offer, read, stored, parity, frozenset(avoid), held)
         limiter = trio.CapacityLimiter(UPLOADS_MAX)
         async with open_plain_nursery() as nursery:
             if confirm:
@@ -329,7 +333,7 @@ class Uploader:
         fragments = [SlotBlock(*fragment) for fragment in segment.slot_blocks(slot)]
         put = wire.PutSlot(record, offer.manifest, segment.cid, slot, self._holder_map(bringing))
         if slot < segment.k:
-            read = DataReader(self._stores.blocks, self._runtime.workers, fragments).read
+            read = DataReader(bringing.read, self._runtime.workers, fragments).read
         else:
 
             async def read(fragment: SlotBlock) -> bytes:

@@ -7,13 +7,14 @@ implementation passes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from dstore.core.cid import CID
 
 Block = tuple[CID, bytes]
+GetBlock = Callable[[CID], bytes]  # as `BlockStore.get`
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class FileBlocks:
         self.was_clean = created or usage is not None
         if usage is None:
             usage = self._count()
-        self._blocks, self._bytes = usage.blocks, usage.bytes
+        self._usage = usage  # changed under the lock
 
     def _path(self, multihash: bytes) -> str:
         name = multihash.hex()
@@ -115,8 +115,7 @@ class FileBlocks:
                     files = [(self._path(name), content) for name, content in mine]
                     self._durable.write(files, direct=direct)
                     with self._lock:
-                        self._blocks += len(mine)
-                        self._bytes += sum(len(content) for _, content in mine)
+                        self._add(len(mine), sum(len(content) for _, content in mine))
             finally:
                 self._settle(mine, done)
             # Another thread is writing these: durable when it is done, ours to write if it failed.
@@ -191,9 +190,11 @@ class FileBlocks:
                 take(path)
             except OSError as error:
                 raise node_error(error, f"removing {path}") from error
-            self._blocks -= 1
-            self._bytes -= size
+            self._add(-1, -size)
         return True
+
+    def _add(self, blocks: int, size: int) -> None:
+        self._usage = Usage(self._usage.blocks + blocks, self._usage.bytes + size)
 
     def multihashes(self) -> Iterator[bytes]:
         """The multihashes of all files, shard by shard.  Raises NodeError."""
@@ -207,12 +208,11 @@ class FileBlocks:
                     yield bytes.fromhex(name)
 
     def usage(self) -> Usage:
-        """Count and bytes of the files."""
-        with self._lock:
-            return Usage(self._blocks, self._bytes)
+        """Count and bytes of the files; waits for nobody."""
+        return self._usage
 
     def close(self) -> None:
         """Leave the counts for the next start.  Raises StorageFull where even that has no
         room; nothing is lost then but a second at the next start."""
-        counts = {"blocks": self._blocks, "bytes": self._bytes}
+        counts = {"blocks": self._usage.blocks, "bytes": self._usage.bytes}
         self._durable.write([(str(self._usage_file), json.dumps(counts).encode())])

@@ -36,7 +36,11 @@ from dstore.core.yamux_frames import (
     StreamReset,
 )
 from dstore.errors import ProtocolViolation
-from dstore.limits import YAMUX_WINDOW_BYTES, YAMUX_WINDOW_BYTES_INITIAL
+from dstore.limits import (
+    YAMUX_FRAME_BYTES_MAX,
+    YAMUX_WINDOW_BYTES,
+    YAMUX_WINDOW_BYTES_INITIAL,
+)
 
 LIMITS = YamuxLimits(streams_max=6, backlog_max=4, memory_bytes_max=3 * YAMUX_WINDOW_BYTES)
 
@@ -94,7 +98,7 @@ class TwoMachines(RuleBasedStateMachine):
         self.pipes[0, stream] = Pipe()
         self.pipes[1, stream] = Pipe()
 
-    @rule(side=st.integers(0, 1), which=st.integers(0, 5), size=st.integers(1, 200_000))
+    @rule(side=st.integers(0, 1), which=st.integers(0, 5), size=st.integers(1, 400_000))
     def write(self, side: int, which: int, size: int) -> None:
         stream = self.pick(side, which)
         if stream is None or self.pipes[1 - side, stream].shut:
@@ -103,7 +107,7 @@ class TwoMachines(RuleBasedStateMachine):
         machine = self.sides[side].machine
         window = machine.send_window(stream)
         taken = machine.send(stream, memoryview(pattern(pipe.written, size)))
-        assert taken == min(size, window, 65_507)
+        assert taken == min(size, window, YAMUX_FRAME_BYTES_MAX)
         pipe.written += taken
 
     @rule(side=st.integers(0, 1), which=st.integers(0, 5), size=st.integers(1, 400_000))

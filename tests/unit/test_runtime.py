@@ -48,6 +48,17 @@ async def test_threads_run_elsewhere_and_pass_on_errors() -> None:
         await workers.run(divmod, 7, 0)
 
 
+async def test_a_thread_begins_before_whoever_asks_gives_way() -> None:
+    workers = ThreadWorkers(threads=1)
+    for _ in range(10):
+        begun = threading.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(workers.run, begun.set)
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()  # it has had one turn, and perhaps another
+            assert begun.wait(5)
+
+
 async def test_threads_are_bounded() -> None:
     workers = ThreadWorkers(threads=2)
     lock, running, most = threading.Lock(), 0, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from libp2p.peer.id import ID
 from libp2p.security.exceptions import HandshakeFailure
 from libp2p.security.noise.transport import Transport
 
+from dstore.core.yamux import YamuxConnection
 from dstore.core.yamux_frames import HEADER
 from dstore.errors import ConnectionLost, ProtocolViolation
 from dstore.limits import (
@@ -110,15 +112,19 @@ def lengths(wire: bytes) -> list[int]:
 
 
 class TestFraming:
-    async def test_a_full_frame_fills_exactly_one_message(self) -> None:
+    async def test_a_full_frame_fills_whole_messages(self) -> None:
         a, b, raw, _ = await handshake(ours(), ours())
-        frame = bytes(YAMUX_HEADER_BYTES + YAMUX_FRAME_BYTES_MAX)
-        await a.write_frames([frame] * 9)
-        assert lengths(b"".join(raw.writes)) == [65_535] * 9
+        core = YamuxConnection(initiator=True)
+        data = memoryview(random.Random(1).randbytes(YAMUX_FRAME_BYTES_MAX))
+        assert core.send(core.open_stream(), data) == len(data)
+        frames = core.data_to_send()
+        await a.write_frames(frames)
+        # The header shares a message with the frame before it, the opening of the stream.
+        assert lengths(b"".join(raw.writes)) == [2 * YAMUX_HEADER_BYTES + 16, *[65_535] * 4]
         got = b""
-        while len(got) < 9 * len(frame):
+        while len(got) < 2 * YAMUX_HEADER_BYTES + len(data):
             got += b"".join(await b.read_messages())
-        assert got == frame * 9
+        assert got == b"".join(frames)
 
     async def test_small_frames_share_messages_and_writes(self) -> None:
         a, b, raw, _ = await handshake(ours(), ours())

@@ -162,7 +162,8 @@ async def test_streams_of_one_connection_take_turns(
         await trio.sleep(seconds)
         nursery.cancel_scope.cancel()
     # Each waits for a turn of every other one, and for what was queued before.
-    assert max(longest) < (writers + 5) * YAMUX_BATCH_BYTES / rate
+    turn_bytes = YAMUX_BATCH_BYTES * 1.001  # with what carries it
+    assert max(longest) < (writers + 5) * turn_bytes / rate
 
 
 class RepairBeside:

@@ -80,9 +80,33 @@ class TestStreams:
                 await far.write(b"agreed")
                 await trio.lowlevel.checkpoint()
                 await far.write(b"answer")
-                assert await near.read_some() == b"agreedanswer"
                 await trio.testing.wait_all_tasks_blocked()
-            assert len(written) == 20
+                assert await near.read_some() == b"agreedanswer"
+            # Before the first time nobody wrote beside another, and so nobody was waited for.
+            assert 20 <= len(written) <= 21
+
+    async def test_who_writes_alone_is_not_kept_waiting_for_company(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        written: list[bytes] = []
+        write = Wire.write
+
+        async def counted(wire: Wire, data: bytes) -> None:
+            written.append(data)
+            await write(wire, data)
+
+        async with sessions() as (a, b, _):
+            near, far = await stream_pair(a, b)
+            await near.write(b"first")
+            await trio.testing.wait_all_tasks_blocked()
+            monkeypatch.setattr(Wire, "write", counted)
+            for number in range(20):
+                await near.write(b"alone")
+                for _ in range(2):  # one turn of the writer's, and perhaps another
+                    await trio.lowlevel.checkpoint()
+                assert len(written) == number + 1
+                await trio.testing.wait_all_tasks_blocked()
+            assert await far.read_some() == b"first" + 20 * b"alone"
 
     async def test_pieces_come_as_they_came_and_no_more_than_is_asked(self) -> None:
         async with sessions() as (a, b, _):

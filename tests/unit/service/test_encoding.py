@@ -40,7 +40,7 @@ async def encode(
 ) -> tuple[Encoded, list[Progress]]:
     seen: list[Progress] = []
     encoded = await encode_root(
-        root, code, store, store.put_many, workers or InlineWorkers(), seen.append
+        root, code, store, store.get, store.put_many, workers or InlineWorkers(), seen.append
     )
     return encoded, seen
 
@@ -103,4 +103,6 @@ async def test_a_full_store_ends_it() -> None:
         raise StorageFull("no room")
 
     with pytest.raises(StorageFull):
-        await encode_root(root, Code(2, 1), store, full, InlineWorkers(), lambda progress: None)
+        await encode_root(
+            root, Code(2, 1), store, store.get, full, InlineWorkers(), lambda progress: None
+        )

@@ -359,6 +359,18 @@ async def test_the_next_peer_is_asked_when_the_first_is_late(autojump_clock: Moc
         assert fetcher.patience_seconds(good, 10) == pytest.approx(HEDGE_FACTOR * 0.05)
 
 
+async def test_nobody_else_is_asked_once_the_time_is_over(autojump_clock: MockClock) -> None:
+    peers = [peer_number(number) for number in (1, 2, 3)]
+    client = Slow(dict.fromkeys(peers))
+    within_seconds = HEDGE_SECONDS_UNKNOWN + 0.01
+    async with open_fetcher(client, note) as fetcher:
+        with fetcher.race(block(1)[0], 10) as race:
+            assert await race.first(peers, within_seconds) is None
+            assert race.running
+        assert [peer for peer, _ in client.asked] == peers[:2]
+        assert trio.current_time() == pytest.approx(within_seconds)
+
+
 async def test_a_late_peer_may_still_win(autojump_clock: MockClock) -> None:
     late, silent = peer_number(1), peer_number(2)
     client = Slow({late: 0.3, silent: None})

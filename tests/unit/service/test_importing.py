@@ -448,8 +448,10 @@ async def test_cancelling_midway_ends_at_once_and_closes_the_source(tmp_path: Pa
         finally:
             closed.set()
 
+    token = trio.lowlevel.current_trio_token()
+
     def save(blocks: Sequence[Block]) -> None:
-        trio.from_thread.run_sync(begun.set)
+        token.run_sync_soon(begun.set)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(importer(save).add_stream, endless())

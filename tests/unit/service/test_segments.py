@@ -29,11 +29,13 @@ WEIGHT = SEGMENT_FRAGMENT_BYTES * (FRAGMENTS + 1)
 
 
 class Workers(InlineWorkers):
-    """Counts what is decoded."""
+    """Counts what is handed over, and of that what is decoded."""
 
+    handed = 0
     decoded = 0
 
     async def run(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
+        self.handed += 1
         named: object = work
         self.decoded += named == Segment.decode
         return await super().run(work, *args)
@@ -104,6 +106,14 @@ async def test_a_session_that_reads_keeps_what_it_is_at(autojump_clock: MockCloc
         await node.load(sessions[0], 1)  # the others read no more
         assert node.memory.taken_bytes == 2 * WEIGHT
         assert node.workers.decoded == len(sessions) + 1
+
+
+@pytest.mark.parametrize("stored", [0, 1])
+async def test_an_empty_store_is_not_looked_into(stored: int) -> None:
+    async with trio.open_nursery() as nursery:
+        node = Node(nursery, kept=1, segments=stored)
+        assert await node.session().local(ROOT) is None
+        assert node.workers.handed == stored
 
 
 @pytest.mark.parametrize("read_on", [False, True])

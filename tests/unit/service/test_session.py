@@ -26,6 +26,7 @@ from dstore.limits import (
 from dstore.network.streams import PeerAddresses
 from dstore.service import encoding
 from dstore.service.holder import LocalHolder
+from dstore.service.node import Node
 from dstore.service.progress import AddOptions, AddResult
 from dstore.service.restore import manifest_row
 from dstore.testing.cluster import Cluster, open_cluster
@@ -398,6 +399,57 @@ def test_the_block_of_a_small_root_is_asked_of_its_likely_holder(
             for root, data in roots:
                 assert await read(cluster, 1, root) == data
             assert len(asked) <= len(roots)
+
+    run_deterministic(4, main)
+
+
+def test_two_who_want_a_small_root_at_once_cost_one_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One of them may leave, whichever it is, and the other has it all the same."""
+    asked: list[PeerId] = []
+    first = trio.Event()
+    honest = LocalHolder.blocks
+
+    def noted(holder: LocalHolder, peer: PeerId, cids: Sequence[CID]) -> object:
+        asked.append(holder._network.peer_id)
+        first.set()
+        return honest(holder, peer, cids)
+
+    async def both(node: Node, root: CID, leaver: int | None) -> dict[int, bytes]:
+        had: dict[int, bytes] = {}
+        scopes = [trio.CancelScope(), trio.CancelScope()]
+
+        async def want(number: int) -> None:
+            with scopes[number]:
+                had[number] = await node.block(root)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(2):
+                nursery.start_soon(want, number)
+            await first.wait()
+            if leaver is not None:
+                scopes[leaver].cancel()
+        return had
+
+    async def main() -> None:
+        nonlocal first
+        async with open_cluster(7) as cluster:
+            monkeypatch.setattr(LocalHolder, "blocks", noted)
+            for leaver in (None, 0, 1):
+                data = b"wanted twice, %r" % leaver
+                added = await cluster[0].add_stream(stream(data), AddOptions(code=(3, 2)))
+                status = await cluster[0].status(added.cid)
+                slots = status.segments[0].slots
+                held = {one.slot: cluster.number_of(one.holders[0]) for one in slots if one.holders}
+                reader = outsider(cluster, held)
+                await meet_all(cluster, reader)
+                await cluster[reader].network.disconnect(cluster.peer(0))
+                asked.clear()
+                first = trio.Event()
+                had = await both(cluster[reader], added.cid, leaver)
+                assert had == dict.fromkeys({0, 1} - {leaver}, data)
+                assert len(asked) == 1
 
     run_deterministic(4, main)
 

@@ -47,7 +47,7 @@ def test_slots_of_different_speed_share_what_is_computed(
 ) -> None:
     async def main() -> None:
         store = MemoryStore()
-        reader = ParityReader(store, InlineWorkers(), segment_in(store))
+        reader = ParityReader(store.get, InlineWorkers(), segment_in(store))
 
         async def bring(row: int) -> None:
             for stripe in range(STRIPES):
@@ -72,7 +72,7 @@ def test_a_slot_that_ended_behind_the_others_takes_no_room(computed: list[int]) 
 
     async def main() -> None:
         store = MemoryStore()
-        reader = ParityReader(store, InlineWorkers(), segment_in(store))
+        reader = ParityReader(store.get, InlineWorkers(), segment_in(store))
         await reader.read(0, K)
         for stripe in range(STRIPES):
             await reader.read(stripe, K + 1)

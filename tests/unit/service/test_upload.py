@@ -153,7 +153,11 @@ class Bench:
         self, *peers: int, held: dict[int, set[PeerId]] | None = None, confirm: bool = True
     ) -> Placed:
         return await self.uploader.place(
-            self.offer(*peers), held or {}, self.told.append, confirm=confirm
+            self.offer(*peers),
+            self.here.stores.blocks.get,
+            held or {},
+            self.told.append,
+            confirm=confirm,
         )
 
     def on_record(self) -> set[tuple[int, PeerId]]:
