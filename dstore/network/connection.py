@@ -21,7 +21,7 @@ from dstore.errors import ConnectionLost, DeadlineExceeded, InvalidCid, Protocol
 from dstore.limits import STREAM_READ_BYTES_MAX
 from dstore.network.addresses import Endpoint
 from dstore.network.identify import Identified
-from dstore.network.negotiate import accept, proposal, propose
+from dstore.network.negotiate import accept, confirm, proposal, propose
 from dstore.network.noise import NOISE_PROTOCOL, NoiseTransport
 from dstore.network.shaping import Line
 from dstore.network.tcp import TcpConnection
@@ -131,6 +131,11 @@ class Connection:
         return math.inf if self._streams else self._idle_since
 
     @property
+    def muxer_named_early(self) -> bool:
+        """Whether both sides named the muxer in the handshake, so that none was negotiated."""
+        return self._session.secured_conn.muxer is not None
+
+    @property
     def closed(self) -> bool:
         return self.ended.is_set() or self._session.ending is not None
 
@@ -205,6 +210,7 @@ async def upgrade(
     failure.  Raises ProtocolViolation (wrong peer, nonsense), ConnectionLost,
     DeadlineExceeded.
     """
+    raw.gather()
     try:
         with trio.fail_after(seconds):
             return await _upgrade(raw, noise, expected)
@@ -223,8 +229,11 @@ async def _upgrade(
     raw: TcpConnection, noise: NoiseTransport, expected: PeerId | None
 ) -> Connection:
     if expected is not None:
-        await propose(raw, [NOISE_PROTOCOL])
-        session = await noise.secure_outbound(raw, ID(expected.binary))
+        # Who does not speak Noise is no peer: its agreement is not waited for.
+        await raw.write(proposal(NOISE_PROTOCOL))
+        session = await noise.secure_outbound(
+            raw, ID(expected.binary), lambda: confirm(raw, NOISE_PROTOCOL)
+        )
     else:
         await accept(raw, NOISE_PROTOCOL.__eq__)
         session = await noise.secure_inbound(raw)
@@ -237,9 +246,12 @@ async def _upgrade(
         raise ProtocolViolation(f"{raw.remote} is {peer}, not {expected}")
     raw.line.belongs_to(peer)
     secured = _Secured(session)
-    if expected is not None:
+    if session.muxer is not None:
+        pass  # agreed on in the handshake
+    elif expected is not None:
         await propose(secured, [YAMUX_PROTOCOL])
     else:
         await accept(secured, YAMUX_PROTOCOL.__eq__)
+    raw.gather(False)
     muxed = YamuxSession(session, session.get_remote_peer())
     return Connection(peer, raw, muxed, outbound=expected is not None)

@@ -48,6 +48,7 @@ from dstore.network.repair_stream import RepairStream
 from dstore.network.shaping import Shaper
 from dstore.network.streams import BufferedReader, PeerAddresses, Stream, StreamHandler, frame
 from dstore.network.swarm import Swarm, SwarmLimits
+from dstore.network.yamux import YAMUX_PROTOCOL
 from dstore.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class Libp2pHost:
         }
         self._swarm = Swarm(
             self._peer_id,
-            NoiseTransport(key_pair_of(seed)),
+            NoiseTransport(key_pair_of(seed), [YAMUX_PROTOCOL]),
             SwarmLimits(options.connections_max, options.dial_seconds, options.handshake_seconds),
             nursery,
             self._serve,
@@ -359,8 +360,11 @@ class Libp2pHost:
             connection.identified.set()
 
     async def _ask_identity(self, connection: Connection) -> None:
-        stream = await self._open_on(connection, [IDENTIFY])
+        stream = await connection.open_stream()
         try:
+            # Which protocol it is to be is all that this side has to say.
+            await stream.propose_ahead(IDENTIFY)
+            await stream.close_write()
             await self._take_identity(stream)
         finally:
             with trio.CancelScope(shield=True):

@@ -4,7 +4,8 @@
 HTTP client among them: 0.4 s and some 30 MiB that no part of dstore uses.  Here the packages
 below are entered without their initialiser; it runs as soon as somebody asks the package
 for a name, so for other users of libp2p nothing is missing (py-libp2p 0.8.1 has no such
-loading of its own).  It changes when libp2p's code runs, never what it does.
+loading of its own).  It changes when libp2p's code runs, never what it does; but for two classes
+that a module wants as names of types only, and does not get.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Final
 
-# Packages on the way to what we import whose initialisers load more than themselves.
+# Packages on the way to what we import whose initialisers load more than themselves, and RSA,
+# which a peer with such a key wakes.
 _DEFERRED: Final = frozenset(
     {
+        "Crypto.Hash.SHA256",
+        "Crypto.PublicKey.RSA",
+        "Crypto.Signature.pkcs1_15",
         "libp2p",
         "libp2p.crypto",
         "libp2p.identity",
@@ -32,7 +37,15 @@ _DEFERRED: Final = frozenset(
         "libp2p.tools",
         "libp2p.transport",
         "libp2p.transport.quic",
+        "libp2p.transport.quic.stream",
         "multiaddr.resolvers",
+    }
+)
+# Who takes a class from which module for the name of a type, and never looks at it.
+_NAMED_ONLY: Final = frozenset(
+    {
+        ("libp2p.crypto.rsa", "Crypto.PublicKey.RSA", "RsaKey"),
+        ("libp2p.custom_types", "libp2p.transport.quic.stream", "QUICStream"),
     }
 )
 # Names between underscores that a package may define; the others are looked for by tools
@@ -46,6 +59,8 @@ class _Deferred(ModuleType):
     def __getattr__(self, name: str) -> object:
         if name.startswith("__") and name not in _DEFINED:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        if (sys._getframe(1).f_globals["__name__"], self.__name__, name) in _NAMED_ONLY:
+            return object
         loader = self.__loader__
         assert isinstance(loader, _Later)
         self.__class__ = ModuleType  # type: ignore[assignment]  # from here on an ordinary one

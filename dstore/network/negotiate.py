@@ -99,15 +99,26 @@ async def propose(stream: ByteStream, protocols: Sequence[str]) -> str:
     raise ProtocolViolation(f"the other side speaks none of {', '.join(protocols)}")
 
 
+async def confirm(stream: ByteStream, protocol: str) -> None:
+    """As the side that wrote `proposal(protocol)`: read that the other agrees.
+
+    Raises ProtocolViolation where it does not; ConnectionLost.  The caller sets the deadline.
+    """
+    await _read_header(stream)
+    answer = await _read_message(stream)
+    if answer != protocol:
+        raise ProtocolViolation(f"{answer!r} in answer to a proposal of {protocol}")
+
+
 async def accept(stream: ByteStream, speaks: Callable[[str], bool]) -> str:
     """As the side that accepted `stream`: the protocol agreed on.
 
     Raises ProtocolViolation after NEGOTIATE_PROPOSALS_MAX misses or on nonsense;
     ConnectionLost.  The caller sets the deadline.
     """
+    await _read_header(stream)
     # Sent before the proposal is read: stock py-libp2p waits for it with its proposal.
     await stream.write(_message(MULTISTREAM))
-    await _read_header(stream)
     for _ in range(NEGOTIATE_PROPOSALS_MAX):
         proposal = await _read_message(stream)
         if speaks(proposal):

@@ -1,7 +1,6 @@
-"""Noise for libp2p connections: py-libp2p's handshake, our own session I/O.
+"""Noise for libp2p connections: the sessions that handshakes (`noise_handshake.py`) end in.
 
-`NoiseTransport(key_pair)` goes into `sec_opt`: `{NOISE_PROTOCOL: NoiseTransport(key_pair)}`.
-The session reads in large pieces, decrypting every complete message in them, and seals
+A session reads in large pieces, decrypting every complete message in them, and seals
 whole frames into as few messages and writes as they fill; specification:
 https://github.com/libp2p/specs/blob/master/noise/README.md.
 """
@@ -15,22 +14,20 @@ from typing import Final
 import trio
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from libp2p.abc import IRawConnection, ISecureConn
+from libp2p.abc import IRawConnection
 from libp2p.connection_types import ConnectionType
 from libp2p.crypto.keys import KeyPair
-from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.exceptions import ConnectionClosedError, DecryptionFailedException
 from libp2p.peer.id import ID
 from libp2p.security.base_session import BaseSession
 from libp2p.security.exceptions import HandshakeFailure
-from libp2p.security.noise.transport import Transport
-from libp2p.security.secure_session import SecureSession
 from multiaddr import Multiaddr
 from noise.exceptions import NoiseHandshakeError, NoiseInvalidMessage, NoiseValueError
 
 from dstore.errors import ConnectionLost, ProtocolViolation
 from dstore.limits import HANDSHAKE_SECONDS, KIB, NOISE_PLAINTEXT_BYTES_MAX, RAW_READ_BYTES
+from dstore.network.noise_handshake import Handshakes, Shaken
 from dstore.network.tcp import TcpConnection
 
 NOISE_PROTOCOL: Final = "/noise"
@@ -84,22 +81,23 @@ class NoiseSession(BaseSession):  # type: ignore[misc] # libp2p is untyped
     `close`, so the muxer writes from a task of its own.
     """
 
-    def __init__(self, session: SecureSession, connection: IRawConnection) -> None:
-        """`session` is what py-libp2p's handshake over `connection` returned."""
+    def __init__(
+        self, own: KeyPair, shaken: Shaken, connection: IRawConnection, *, is_initiator: bool
+    ) -> None:
+        """`shaken` is what the handshake over `connection` ended in."""
         super().__init__(
-            local_peer=session.local_peer,
-            local_private_key=session.local_private_key,
-            remote_peer=session.remote_peer,
-            remote_permanent_pubkey=session.remote_permanent_pubkey,
-            is_initiator=session.is_initiator,
+            local_peer=ID.from_pubkey(own.public_key),
+            local_private_key=own.private_key,
+            remote_peer=shaken.peer,
+            remote_permanent_pubkey=shaken.key,
+            is_initiator=is_initiator,
         )
+        self.muxer = shaken.muxer  # that the handshake agreed on, if it did
         self._connection = connection
-        state = session.conn.noise_state.noise_protocol
-        sending, receiving = state.cipher_state_encrypt, state.cipher_state_decrypt
-        self._send_cipher = ChaCha20Poly1305(bytes(sending.k))
-        self._receive_cipher = ChaCha20Poly1305(bytes(receiving.k))
-        self._send_nonce: int = sending.n
-        self._receive_nonce: int = receiving.n
+        self._send_cipher = ChaCha20Poly1305(bytes(shaken.sending.k))
+        self._receive_cipher = ChaCha20Poly1305(bytes(shaken.receiving.k))
+        self._send_nonce: int = shaken.sending.n
+        self._receive_nonce: int = shaken.receiving.n
         self._sealed = bytearray()
         self._cut = bytearray()  # the beginning of a message, with its length before it
         self._plain = b""  # decrypted, not yet read by `read`
@@ -180,6 +178,14 @@ class NoiseSession(BaseSession):  # type: ignore[misc] # libp2p is untyped
         """Send `frames`, none longer than NOISE_PLAINTEXT_BYTES_MAX, in order; short ones
         share messages.  Raises SessionLost, also when the nonces are used up."""
         await _send_all(self._connection.write, self._seal(frames))
+
+    async def flush(self) -> None:
+        """Send what the connection has gathered.  Raises SessionLost."""
+        if isinstance(self._connection, TcpConnection):
+            try:
+                await self._connection.flush()
+            except _BROKEN as error:
+                raise SessionLost(f"the connection broke: {error}") from error
 
     def rest(self) -> None:
         """Give back the write buffer: nothing waits to be sent."""
@@ -278,26 +284,36 @@ async def _send_all(
             raise SessionLost(f"the connection broke: {error}") from error
 
 
-class NoiseTransport(Transport):  # type: ignore[misc] # libp2p is untyped
-    """The security transport for `sec_opt`.  `key_pair` is the node's identity; the static
-    Noise key is a fresh one for the life of this object."""
+class NoiseTransport:
+    """Secures the connections of the node whose identity is `key_pair`.  The static Noise key is
+    a fresh one for the life of this object.  `muxers`, where given, are told in the handshake."""
 
-    def __init__(self, key_pair: KeyPair) -> None:
-        super().__init__(key_pair, create_x25519_key_pair().private_key)
+    def __init__(self, key_pair: KeyPair, muxers: Sequence[str] = ()) -> None:
+        self.local_peer = ID.from_pubkey(key_pair.public_key)
+        self._key_pair = key_pair
+        self._handshakes = Handshakes(key_pair, muxers)
 
-    async def secure_inbound(self, conn: IRawConnection) -> ISecureConn:
+    async def secure_inbound(self, conn: IRawConnection) -> NoiseSession:
         """Raises HandshakeFailure, also when HANDSHAKE_SECONDS pass."""
-        return await _secure(conn, super().secure_inbound(conn))
+        shaken = await _in_time(self._handshakes.respond(conn))
+        return NoiseSession(self._key_pair, shaken, conn, is_initiator=False)
 
-    async def secure_outbound(self, conn: IRawConnection, peer_id: ID) -> ISecureConn:
-        """Raises HandshakeFailure, also when HANDSHAKE_SECONDS pass."""
-        return await _secure(conn, super().secure_outbound(conn, peer_id))
+    async def secure_outbound(
+        self,
+        conn: IRawConnection,
+        peer_id: ID,
+        agreed: Callable[[], Awaitable[object]] | None = None,
+    ) -> NoiseSession:
+        """`agreed`, where given, reads what comes before the peer's first message.
+        Raises HandshakeFailure, also when HANDSHAKE_SECONDS pass; what `agreed` raises."""
+        shaken = await _in_time(self._handshakes.initiate(conn, peer_id, agreed))
+        return NoiseSession(self._key_pair, shaken, conn, is_initiator=True)
 
 
-async def _secure(conn: IRawConnection, handshake: Awaitable[SecureSession]) -> NoiseSession:
+async def _in_time(handshake: Awaitable[Shaken]) -> Shaken:
     try:
         with trio.fail_after(HANDSHAKE_SECONDS):
-            return NoiseSession(await handshake, conn)
+            return await handshake
     except trio.TooSlowError as error:
         raise HandshakeFailure(f"noise: no handshake in {HANDSHAKE_SECONDS} s") from error
     except HandshakeFailure:

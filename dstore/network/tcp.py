@@ -40,7 +40,8 @@ class TcpLost(ConnectionLost, ConnectionClosedError):  # type: ignore[misc]  # l
 
 class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
     """Reads ahead in large pieces and gives them out in pieces of any size; until `trust` is
-    called, HANDSHAKE_BYTES_MAX in all."""
+    called, HANDSHAKE_BYTES_MAX in all.  What is written while it gathers goes out together,
+    when a read has to wait for the peer."""
 
     def __init__(
         self, stream: trio.SocketStream, *, is_initiator: bool, shaper: Shaper | None = None
@@ -51,6 +52,8 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
         self.line = Line(shaper or Shaper(), near=not self.remote.is_public)
         self._stream = stream
         self._ahead = b""
+        self._gathering = False
+        self._unsent = b""
         self.heard_at = trio.current_time()  # when bytes last came
         self._allowed: int | None = HANDSHAKE_BYTES_MAX
 
@@ -70,6 +73,18 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
                 near = NEAR_SEND_BUFFER_BYTES
                 self._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, near)
 
+    def gather(self, on: bool = True) -> None:
+        """Keep back what is written until a read has to wait, so that what is said in a row is
+        one segment; what is left at the end goes with the next write, or `flush`.  Meanwhile
+        one task both reads and writes."""
+        self._gathering = on
+
+    async def flush(self) -> None:
+        """Send what was kept back.  Raises ConnectionLost."""
+        if self._unsent:
+            unsent, self._unsent = self._unsent, b""
+            await self._send(unsent)
+
     async def read_some(self, max_bytes: int = RAW_READ_BYTES) -> bytes:
         """At least one byte; b"" at the end.  Raises ConnectionLost; ProtocolViolation on a
         handshake that goes on and on."""
@@ -84,6 +99,8 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
 
     async def _read(self, max_bytes: int) -> bytes:
         if not self._ahead:
+            if self._gathering:
+                await self.flush()
             await self.line.before_receiving()
             try:
                 data = await self._stream.receive_some(self.line.turn_down())
@@ -103,6 +120,14 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
 
     async def write(self, data: bytes) -> None:
         """All of `data`.  Raises ConnectionLost."""
+        if self._gathering:
+            self._unsent += data
+            return
+        if self._unsent:
+            data, self._unsent = b"".join((self._unsent, data)), b""
+        await self._send(data)
+
+    async def _send(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
             piece = view[: self.line.turn_up()]

@@ -53,6 +53,9 @@ __all__ = [
 
 YAMUX_PROTOCOL: Final = "/yamux/1.0.0"
 
+# In which the first streams are opened, and answered where the peer's are here already.
+_FIRST_TURNS: Final = 4
+
 # What may end a connection; anything else is a fault of ours and must be seen.
 _ENDINGS = (
     DstoreError,
@@ -255,6 +258,11 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
     async def _write_loop(self) -> None:
         conn = self.secured_conn
         fast = conn if isinstance(conn, NoiseSession) else None
+        # What the first streams say goes with the end of the handshake.
+        for _ in range(_FIRST_TURNS):
+            await trio.lowlevel.checkpoint()
+        if fast is not None and not self.core.pending_bytes:
+            await fast.flush()
         alone = hurried = False  # whether nobody else wrote the last time, nor is waited for now
         while True:
             frames = self.core.data_to_send(YAMUX_BATCH_BYTES)

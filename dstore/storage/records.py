@@ -28,7 +28,7 @@ from dstore.storage.rows import HeldSlot, PinMode, PinRecordRow, PinRow, SlotSta
 T = TypeVar("T")
 
 _FORMAT_NAME: Final = "dstore records"
-_FORMAT: Final = 1
+_FORMAT: Final = 2  # in 1 every shard stood there from the start
 _MAGIC: Final = b"dstore-record 1\n"
 _ROW_VERSION: Final = 1
 
@@ -49,14 +49,12 @@ class RecordFiles:
         Raises CorruptStore, StoreTooNew."""
         self._directory = directory
         self.damaged: set[Path] = set()  # found by `load_all`
+        self._shards: set[str] = set()  # that are known to be there, and on disk
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = not check_format(directory, _FORMAT_NAME, _FORMAT)
         if fresh:
             for kind in RecordKind:
-                for shard in range(256):
-                    shard_directory = directory / kind.value / f"{shard:02x}"
-                    shard_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                sync_directory(directory / kind.value)
+                (directory / kind.value).mkdir(mode=0o700, exist_ok=True)
         self._durable = DurableFiles(directory / "tmp")
         if fresh:
             write_format(directory, _FORMAT_NAME, _FORMAT)
@@ -74,7 +72,20 @@ class RecordFiles:
             raise NodeError(
                 f"a record of {len(content)} bytes; at most {RECORD_FILE_BYTES_MAX} are kept"
             )
-        self._durable.write([(self._path(kind, key), content)])
+        path = self._path(kind, key)
+        self._make_shard(path.rpartition("/")[0])
+        self._durable.write([(path, content)])
+
+    def _make_shard(self, shard: str) -> None:
+        """Make a shard's directory with the first record in it: most have none for long."""
+        if shard in self._shards:
+            return
+        try:
+            Path(shard).mkdir(mode=0o700, exist_ok=True)
+            sync_directory(Path(shard).parent)
+        except OSError as error:
+            raise node_error(error, f"making {shard}") from error
+        self._shards.add(shard)
 
     def delete(self, kind: RecordKind, key: bytes) -> None:
         """Remove the record where it exists; it does not come back after a power cut.  Raises
@@ -83,16 +94,17 @@ class RecordFiles:
         try:
             path.unlink(missing_ok=True)
             sync_directory(path.parent)
+        except FileNotFoundError:  # no record of this shard was ever kept
+            return
         except OSError as error:
             raise node_error(error, f"removing {path}") from error
 
     def load_all(self, kind: RecordKind) -> Iterator[tuple[bytes, bytes]]:
         """(key, record) of every whole record, one file in memory at a time.  Damaged files
         are passed over and remembered in `damaged`."""
-        for shard in range(256):
-            for entry in sorted(
-                os.scandir(self._directory / kind.value / f"{shard:02x}"), key=_name
-            ):
+        shards = [e for e in os.scandir(self._directory / kind.value) if e.is_dir()]
+        for shard in sorted(shards, key=_name):
+            for entry in sorted(os.scandir(shard.path), key=_name):
                 path = Path(entry.path)
                 try:
                     yield self._load(path)

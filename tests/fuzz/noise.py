@@ -27,7 +27,8 @@ from dstore.network.noise import NoiseSession, NoiseTransport
 from tests.fuzz.script import Script, run
 from tests.fuzz.target import Target
 
-_US = NoiseTransport(create_new_key_pair(bytes(range(32))))
+_OUR_KEYS = create_new_key_pair(bytes(range(32)))
+_US = NoiseTransport(_OUR_KEYS, ["/yamux"])
 _THEM = create_new_key_pair(bytes(range(1, 33)))
 _THEIR_ID = ID.from_pubkey(_THEM.public_key)
 _STATIC = bytes(range(2, 34))
@@ -194,10 +195,11 @@ def handshakes() -> Iterator[bytes]:
 
 def payloads() -> Iterator[bytes]:
     yield _HONEST
-    yield NoiseHandshakePayload(_US.libp2p_privkey.get_public_key(), bytes(64)).serialize()
+    yield NoiseHandshakePayload(_OUR_KEYS.public_key, bytes(64)).serialize()
     other = create_secp256k1_key_pair(bytes(range(1, 33))).public_key
     yield NoiseHandshakePayload(other, bytes(70)).serialize()
-    yield b"\x22\x08\x0a\x06/yamux"  # extensions
+    yield b"\x22\x08\x12\x06/yamux"  # extensions: the muxers
+    yield b"\x22\x08\x12\x06/mplex"
 
 
 def sessions() -> Iterator[bytes]:

@@ -51,6 +51,9 @@ async def test_we_dial_js(node: list[str]) -> None:
     async with js_listener(node) as js, open_host(HostOptions(), bytes(32), runtime) as host:
         with trio.fail_after(30):
             await host.connect(js)
+            connection = host._swarm.connection(js.peer)
+            assert connection is not None
+            assert connection.muxer_named_early
             # Two at a time: windows and frames of both on one connection.
             async with trio.open_nursery() as nursery:
                 for _ in range(2):

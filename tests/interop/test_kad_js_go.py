@@ -74,6 +74,9 @@ async def test_each_finds_what_the_other_provides(command: list[str]) -> None:
             closest = await routing.closest_peers(KEY)
             assert {each.peer for each in closest} == {a.where.peer, b.where.peer}
             assert routing.table_size == 2, "B was found through A"
+            connection = ours._swarm.connection(a.where.peer)
+            assert connection is not None
+            assert connection.muxer_named_early
             await a.knows(b.where.peer, ours.peer_id)
 
             # Ours looks at theirs.

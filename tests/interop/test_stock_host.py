@@ -71,6 +71,9 @@ async def test_we_dial() -> None:
         ours.set_handler(ECHO, echo)
         address = str(stock.get_addrs()[0]).partition("/p2p/")[0]
         await ours.connect(PeerAddresses(PeerId(stock.get_id().to_bytes()), (address,)))
+        connection = ours._swarm.connection(PeerId(stock.get_id().to_bytes()))
+        assert connection is not None
+        assert not connection.muxer_named_early  # it negotiates yamux afterwards
         await check(ours, stock)
 
 

@@ -57,6 +57,7 @@ async def test_at_the_cap_the_longest_idle_makes_room_and_the_busy_stay(
         stream = await busy.open_stream(a.peer_id, [ECHO])
         for node in (idle, late):
             await node.connect(where(a))
+            await until(lambda: node.peer_id in a.connected())  # noqa: B023
             await until(lambda: a._swarm._live[node.peer_id].idle_since < math.inf)  # noqa: B023
         await newcomer.connect(where(a))
         assert await newcomer.ping(a.peer_id) > 0

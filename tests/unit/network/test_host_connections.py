@@ -21,6 +21,7 @@ from dstore.network.negotiate import propose
 from dstore.network.noise import NOISE_PROTOCOL, NoiseTransport
 from dstore.network.streams import PeerAddresses, Stream
 from dstore.network.tcp import TcpConnection
+from dstore.network.yamux import YAMUX_PROTOCOL
 from dstore.runtime import Runtime
 
 ECHO = "/test/echo/1"
@@ -171,6 +172,26 @@ async def test_all_who_want_a_peer_share_one_dial() -> None:
         assert b.counters["connections_accepted"] == 1
 
 
+async def test_two_nodes_that_meet_need_five_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    send = TcpConnection._send
+
+    async def counted(connection: TcpConnection, data: bytes) -> None:
+        sent.append(len(data))
+        await send(connection, data)
+
+    monkeypatch.setattr(TcpConnection, "_send", counted)
+    async with (
+        open_host(HostOptions(), SEEDS[0], Runtime()) as a,
+        open_host(HostOptions(), SEEDS[1], Runtime()) as b,
+    ):
+        await a.connect(where(b))
+        await until(lambda: a.identified(b.peer_id) and b.identified(a.peer_id))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        # Three make the connection; the questions and answers of identify go with them.
+        assert len(sent) == 5
+
+
 async def test_a_cancelled_waiter_does_not_cancel_the_dial_of_others() -> None:
     async with (
         open_host(HostOptions(), SEEDS[0], Runtime()) as a,
@@ -277,7 +298,7 @@ async def stranger_at(node: Libp2pHost, seed: bytes) -> AsyncIterator[None]:
     """Somebody who connects with `seed` beside our own host of that name."""
     from dstore.network.connection import upgrade
 
-    noise = NoiseTransport(key_pair_of(seed))
+    noise = NoiseTransport(key_pair_of(seed), [YAMUX_PROTOCOL])
     connection = await upgrade(await raw_to(node), noise, 5, node.peer_id)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.run)

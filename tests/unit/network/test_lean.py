@@ -9,6 +9,9 @@ import pytest
 
 # Each comes with libp2p's own initialisers, weighs megabytes, and is nothing dstore uses.
 _UNUSED = (
+    "aioquic",
+    "Crypto.Util._raw_api",
+    "Crypto.Math.Numbers",
     "dns",
     "httpx",
     "requests",
@@ -47,6 +50,9 @@ def test_a_daemon_loads_no_transport_that_it_does_not_use() -> None:
         "from libp2p.transport import TransportUpgrader",
         "from libp2p.security.tls.transport import TLSTransport",
         "from libp2p.host.basic_host import BasicHost",
+        "from libp2p.transport.quic.stream import QUICStream; QUICStream.write",
+        "from libp2p.crypto import rsa; rsa.create_new_key_pair(1024).public_key.to_bytes()",
+        "from Crypto.PublicKey.RSA import RsaKey; RsaKey.public_key",
     ],
 )
 def test_other_users_of_libp2p_miss_nothing(wish: str) -> None:

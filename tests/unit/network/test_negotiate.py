@@ -11,7 +11,7 @@ from trio.testing import memory_stream_pair
 from dstore.core.cid import encode_varint
 from dstore.errors import ConnectionLost, ProtocolViolation
 from dstore.limits import NEGOTIATE_MESSAGE_BYTES_MAX, NEGOTIATE_PROPOSALS_MAX
-from dstore.network.negotiate import accept, propose
+from dstore.network.negotiate import accept, confirm, propose
 
 
 class Pipe:
@@ -151,6 +151,15 @@ async def test_leaving_in_the_middle_is_a_lost_connection(cut: bytes) -> None:
 async def test_an_answer_to_another_question_is_a_violation() -> None:
     with pytest.raises(ProtocolViolation, match="in answer to a proposal of /here"):
         await propose(Script(HEADER + message(b"/there\n")), ["/here"])
+
+
+async def test_agreement_to_what_was_proposed_ahead() -> None:
+    script = Script(HEADER + message(b"/here\n") + b"the rest")
+    await confirm(script, "/here")
+    assert script.data == b"the rest"
+    for refusal in (b"na\n", b"/there\n"):
+        with pytest.raises(ProtocolViolation, match="in answer to a proposal of /here"):
+            await confirm(Script(HEADER + message(refusal)), "/here")
 
 
 @given(st.binary(max_size=200))

@@ -77,8 +77,8 @@ class HugeRsa(PublicKey):  # type: ignore[misc] # libp2p is untyped
         raise NotImplementedError  # it only travels
 
 
-def ours() -> NoiseTransport:
-    return NoiseTransport(create_new_key_pair())
+def ours(*muxers: str) -> NoiseTransport:
+    return NoiseTransport(create_new_key_pair(), muxers)
 
 
 def stock() -> Any:
@@ -202,6 +202,40 @@ class TestInterop:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(sender.write, data)
                 assert await receiver.read(len(data)) == data
+
+    @pytest.mark.parametrize(
+        ("of_dialler", "of_listener", "agreed"),
+        [
+            (("/a", "/b"), ("/b", "/a"), "/a"),
+            (("/x", "/b"), ("/a", "/b"), "/b"),
+            (("/a",), (), None),
+            ((), ("/a",), None),
+        ],
+    )
+    async def test_the_first_muxer_of_the_dialler_that_both_name(
+        self, of_dialler: tuple[str, ...], of_listener: tuple[str, ...], agreed: str | None
+    ) -> None:
+        a, b, _, _ = await handshake(ours(*of_dialler), ours(*of_listener))
+        assert (a.muxer, b.muxer) == (agreed, agreed)
+
+    async def test_the_stock_transport_takes_no_notice_of_muxers(self) -> None:
+        a, _, _, _ = await handshake(ours("/a"), stock())
+        _, b, _, _ = await handshake(stock(), ours("/a"))
+        assert (a.muxer, b.muxer) == (None, None)
+
+    async def test_no_muxer_in_common_is_no_connection(self) -> None:
+        a_raw, b_raw = raw_pair()
+        us, them = ours("/a"), ours("/b")
+
+        async def answer() -> None:
+            with pytest.raises(HandshakeFailure):
+                await them.secure_inbound(b_raw)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            with pytest.raises(HandshakeFailure, match="no muxer of ours"):
+                await us.secure_outbound(a_raw, them.local_peer)
+            await a_raw.close()
 
     async def test_what_negotiation_reads_ahead_is_not_lost(self) -> None:
         a, b, _, _ = await handshake(ours(), ours())

@@ -58,3 +58,32 @@ async def test_a_peer_on_this_machine_is_near() -> None:
             connection.trust()
             held = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
             assert held in (NEAR_SEND_BUFFER_BYTES, 2 * NEAR_SEND_BUFFER_BYTES)
+
+
+async def test_what_is_gathered_goes_together_when_a_read_has_to_wait() -> None:
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    async with listener:
+        near = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+        async with near, await listener.accept() as far:
+            connection = TcpConnection(near, is_initiator=True)
+            connection.gather()
+            await far.send_all(b"two words")
+            assert await connection.read_some(4) == b"two "
+            await connection.write(b"said ")
+            await connection.write(b"in a row")
+            assert await connection.read_some(5) == b"words"  # which is here already
+            with trio.move_on_after(0):
+                await far.receive_some()
+                pytest.fail("sent before anything was waited for")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connection.read_some)
+                assert await far.receive_some() == b"said in a row"
+                await far.send_all(b"heard")
+            await connection.write(b"the end")
+            connection.gather(False)
+            await connection.write(b", and on")
+            assert await far.receive_some() == b"the end, and on"
+            connection.gather()
+            await connection.write(b"last")
+            await connection.flush()
+            assert await far.receive_some() == b"last"

@@ -117,6 +117,15 @@ def test_records_are_kept_replaced_and_deleted(tmp_path: Path) -> None:
     files.close()
 
 
+def test_a_directory_is_made_with_the_first_record_in_it(tmp_path: Path) -> None:
+    files = RecordFiles(tmp_path)
+    assert [*tmp_path.glob("*/*/")] == []
+    files.put(RecordKind.PIN, b"a", b"a pin")
+    assert len([*tmp_path.glob("*/*/")]) == 1
+    assert dict(files.load_all(RecordKind.PIN)) == {b"a": b"a pin"}
+    files.close()
+
+
 def test_damaged_files_are_passed_over_and_remembered(tmp_path: Path) -> None:
     files = RecordFiles(tmp_path)
     for number in range(6):
@@ -140,6 +149,6 @@ def test_an_oversized_record_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_directory_is_refused(tmp_path: Path) -> None:
     RecordFiles(tmp_path).close()
-    (tmp_path / "format").write_text("dstore records 2\n")
+    (tmp_path / "format").write_text("dstore records 3\n")
     with pytest.raises(StoreTooNew):
         RecordFiles(tmp_path)

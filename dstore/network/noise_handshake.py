@@ -1,0 +1,150 @@
+"""The Noise XX handshake of libp2p: three messages, and what each side says of itself in them.
+
+The `noise` package keeps the protocol's state, py-libp2p reads the payloads and checks their
+signatures.  Ours is what is said: signed once for the life of the static key, with the muxers
+that this side speaks, so that none need be negotiated afterwards.  Specifications: libp2p noise;
+libp2p connections, inlined muxer negotiation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from libp2p.abc import IRawConnection
+from libp2p.crypto.keys import KeyPair, PublicKey
+from libp2p.crypto.x25519 import X25519PublicKey
+from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
+from libp2p.peer.id import ID
+from libp2p.security.exceptions import HandshakeFailure
+from libp2p.security.noise.messages import (
+    NoiseExtensions,
+    NoiseHandshakePayload,
+    make_handshake_payload_sig,
+    verify_handshake_payload_sig,
+)
+from noise.connection import Keypair, NoiseConnection
+
+_NAME: Final = b"Noise_XX_25519_ChaChaPoly_SHA256"
+_LENGTH_BYTES: Final = 2
+
+
+@dataclass(frozen=True)
+class Shaken:
+    """What a handshake ended in: who the peer is, the muxer that both named (None where one
+    side named none), and the cipher states of the `noise` package."""
+
+    peer: ID
+    key: PublicKey
+    muxer: str | None
+    sending: Any
+    receiving: Any
+
+
+class Handshakes:
+    """Makes the handshakes of one node, all with one static key."""
+
+    def __init__(self, key_pair: KeyPair, muxers: Sequence[str]) -> None:
+        static = create_x25519_key_pair()
+        self._static: bytes = static.private_key.to_bytes()
+        self._muxers = tuple(muxers)
+        self._payload: bytes = NoiseHandshakePayload(
+            key_pair.public_key,
+            make_handshake_payload_sig(key_pair.private_key, static.public_key),
+            NoiseExtensions(stream_muxers=list(muxers)) if muxers else None,
+        ).serialize()
+
+    async def initiate(
+        self, conn: IRawConnection, peer: ID, agreed: Callable[[], Awaitable[object]] | None
+    ) -> Shaken:
+        """As the side that dialled `peer`.  `agreed`, where given, is awaited before anything
+        is read.  Raises HandshakeFailure, and what the packages underneath raise at nonsense."""
+        noise = self._begun(initiator=True)
+        state = noise.noise_protocol.handshake_state
+        await _send(conn, noise, b"")
+        if agreed is not None:
+            await agreed()
+        theirs = await _receive_payload(conn, noise)
+        if ID.from_pubkey(theirs.id_pubkey) != peer:
+            raise HandshakeFailure(f"noise: this is not {peer}")
+        _check(theirs, state)
+        await _send(conn, noise, self._payload)
+        return _shaken(noise, theirs, _common(self._muxers, _muxers_of(theirs)))
+
+    async def respond(self, conn: IRawConnection) -> Shaken:
+        """As the side that was dialled.  Raises as `initiate`."""
+        noise = self._begun(initiator=False)
+        state = noise.noise_protocol.handshake_state
+        await _receive(conn, noise)
+        await _send(conn, noise, self._payload)
+        theirs = await _receive_payload(conn, noise)
+        _check(theirs, state)
+        return _shaken(noise, theirs, _common(_muxers_of(theirs), self._muxers))
+
+    def _begun(self, *, initiator: bool) -> Any:
+        noise = NoiseConnection.from_name(_NAME)
+        noise.set_keypair_from_private_bytes(Keypair.STATIC, self._static)
+        if initiator:
+            noise.set_as_initiator()
+        else:
+            noise.set_as_responder()
+        noise.start_handshake()
+        return noise
+
+
+def _shaken(noise: Any, theirs: NoiseHandshakePayload, muxer: str | None) -> Shaken:
+    protocol = noise.noise_protocol
+    return Shaken(
+        ID.from_pubkey(theirs.id_pubkey),
+        theirs.id_pubkey,
+        muxer,
+        protocol.cipher_state_encrypt,
+        protocol.cipher_state_decrypt,
+    )
+
+
+def _check(theirs: NoiseHandshakePayload, state: Any) -> None:
+    """That the peer's key signed the static key of this handshake.  Raises HandshakeFailure."""
+    static = X25519PublicKey.from_bytes(state.rs.public_bytes)
+    if not verify_handshake_payload_sig(theirs, static):
+        raise HandshakeFailure("noise: the static key is not signed by the peer's key")
+
+
+def _muxers_of(theirs: NoiseHandshakePayload) -> Sequence[str]:
+    return () if theirs.extensions is None else theirs.extensions.stream_muxers
+
+
+def _common(of_initiator: Sequence[str], of_responder: Sequence[str]) -> str | None:
+    """The muxer to use: the first of the initiator's that the responder speaks too.  Raises
+    HandshakeFailure where both name some and none is common."""
+    if not of_initiator or not of_responder:
+        return None
+    for muxer in of_initiator:
+        if muxer in of_responder:
+            return muxer
+    raise HandshakeFailure("noise: the other side speaks no muxer of ours")
+
+
+async def _send(conn: IRawConnection, noise: Any, payload: bytes) -> None:
+    message = bytes(noise.write_message(payload))
+    await conn.write(len(message).to_bytes(_LENGTH_BYTES, "big") + message)
+
+
+async def _receive(conn: IRawConnection, noise: Any) -> bytes:
+    size = int.from_bytes(await _read_exactly(conn, _LENGTH_BYTES), "big")
+    return bytes(noise.read_message(await _read_exactly(conn, size)))
+
+
+async def _receive_payload(conn: IRawConnection, noise: Any) -> NoiseHandshakePayload:
+    return NoiseHandshakePayload.deserialize(await _receive(conn, noise))
+
+
+async def _read_exactly(conn: IRawConnection, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        chunk = await conn.read(size - len(data))
+        if not chunk:
+            raise HandshakeFailure("noise: the other side left during the handshake")
+        data += chunk
+    return data
