@@ -77,11 +77,11 @@ def watched(answer: http.client.HTTPResponse, on_upload: Any) -> dict[str, Any]:
     raise SystemExit("the add ended without an answer")
 
 
-def one_run(work: Path, mib: int, how: str, when: str) -> dict[str, Any]:
-    """One add in a fresh network."""
+def one_run(work: Path, mib: int, how: str, when: str, *, count: int = NODES) -> dict[str, Any]:
+    """One add in a fresh network of `count` nodes."""
     path = work / "file"
     make_file(path, mib)
-    with devnet(work / "net", NODES) as nodes:
+    with devnet(work / "net", count) as nodes:
         home = Path(nodes[0]["home"])
         victims = nodes[2 : 2 + _SICK]
         with sickness(work / "net", home, victims, how) as strike:

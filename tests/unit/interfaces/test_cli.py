@@ -245,13 +245,16 @@ def test_a_get_that_is_ended_leaves_no_part_of_a_file(
 
     monkeypatch.setattr(Client, "of_home", lambda _: Client("http://127.0.0.1:1", "", tmp_path))
     monkeypatch.setattr(Client, "tree", tree)
-    # What ends a process would end the tests.
+    # What ends a process would end the tests; and who starts them may have told them to ignore
+    # interrupts, as shells do in the background.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
+    interrupted_before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         assert exit_of("get", "x", "-o", str(tmp_path / "out")) == code
         assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupted_before)
     assert list(tmp_path.iterdir()) == [other]
 
 
