@@ -263,7 +263,8 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
             await trio.lowlevel.checkpoint()
         if fast is not None and not self.core.pending_bytes:
             await fast.flush()
-        alone = hurried = False  # whether nobody else wrote the last time, nor is waited for now
+        # Whether nobody else wrote the last time, and whether this message waited for nobody.
+        alone = hurried = False
         while True:
             frames = self.core.data_to_send(YAMUX_BATCH_BYTES)
             if frames:

@@ -33,6 +33,19 @@ from tests.unit.network.yamux_pair import (
 )
 
 
+def count_writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What is written to wires from here on."""
+    written: list[bytes] = []
+    write = Wire.write
+
+    async def counted(wire: Wire, data: bytes) -> None:
+        written.append(data)
+        await write(wire, data)
+
+    monkeypatch.setattr(Wire, "write", counted)
+    return written
+
+
 class TestStreams:
     async def test_both_ways_with_half_closed_streams(self) -> None:
         async with sessions() as (a, b, _):
@@ -65,17 +78,10 @@ class TestStreams:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A stream taken, the protocol agreed on and the answer, by tasks that wake each other."""
-        written: list[bytes] = []
-        write = Wire.write
-
-        async def counted(wire: Wire, data: bytes) -> None:
-            written.append(data)
-            await write(wire, data)
-
         async with sessions() as (a, b, _):
             near, far = await stream_pair(a, b)
             await trio.testing.wait_all_tasks_blocked()
-            monkeypatch.setattr(Wire, "write", counted)
+            written = count_writes(monkeypatch)
             for _ in range(20):
                 await far.write(b"agreed")
                 await trio.lowlevel.checkpoint()
@@ -88,18 +94,11 @@ class TestStreams:
     async def test_who_writes_alone_is_not_kept_waiting_for_company(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        written: list[bytes] = []
-        write = Wire.write
-
-        async def counted(wire: Wire, data: bytes) -> None:
-            written.append(data)
-            await write(wire, data)
-
         async with sessions() as (a, b, _):
             near, far = await stream_pair(a, b)
             await near.write(b"first")
             await trio.testing.wait_all_tasks_blocked()
-            monkeypatch.setattr(Wire, "write", counted)
+            written = count_writes(monkeypatch)
             for number in range(20):
                 await near.write(b"alone")
                 for _ in range(2):  # one turn of the writer's, and perhaps another

@@ -48,6 +48,13 @@ class Added:
     def read(self) -> list[bytes]:
         return [self.files.get(cid) for cid, _ in self.blocks]
 
+    def is_read_from_the_store(self) -> bool:
+        """Not at all before the store has it, and right when it has."""
+        with pytest.raises(NotFoundError):
+            self.files.get(self.blocks[1][0])
+        self.store.put_many(self.blocks)
+        return self.read() == self.contents
+
     @property
     def contents(self) -> list[bytes]:
         return [content for _, content in self.blocks]
@@ -80,10 +87,7 @@ def test_a_file_that_is_no_longer_what_it_was_is_read_from_the_store(
     spoil: Callable[[Path], None], added: Added
 ) -> None:
     spoil(added.path)
-    with pytest.raises(NotFoundError):
-        added.files.get(added.blocks[1][0])
-    added.store.put_many(added.blocks)
-    assert added.read() == added.contents
+    assert added.is_read_from_the_store()
 
 
 def test_what_the_kernel_no_longer_has_in_memory_is_read_from_the_store(
@@ -93,10 +97,7 @@ def test_what_the_kernel_no_longer_has_in_memory_is_read_from_the_store(
         raise BlockingIOError
 
     monkeypatch.setattr(os, "preadv", not_here)
-    with pytest.raises(NotFoundError):
-        added.files.get(added.blocks[0][0])
-    added.store.put_many(added.blocks)
-    assert added.read() == added.contents
+    assert added.is_read_from_the_store()
 
 
 def test_places_are_kept_for_the_first_large_blocks_alone(
