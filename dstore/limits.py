@@ -116,6 +116,7 @@ DIAL_STAGGER_SECONDS: Final = 0.25  # a second address is tried beside a slow fi
 # All that a peer sends up to the end of Noise; an RSA key of 4,096 bits and its signature
 # need 1.1 KiB.  More would go into arithmetic that blocks the node.
 HANDSHAKE_BYTES_MAX: Final = 4 * KIB
+HANDSHAKE_IDENTIFY_BYTES_MAX: Final = 2 * KIB  # room for the keys beside it
 HANDSHAKES_PENDING_MAX: Final = 256  # the oldest makes room: an honest one takes milliseconds
 PEER_STREAMS_INBOUND_MAX: Final = 256  # served at once per peer
 PINGS_PER_PEER_MAX: Final = 2  # streams, as the libp2p ping specification asks

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import trio
@@ -20,7 +21,7 @@ from dstore.core.peerid import PeerId
 from dstore.errors import ConnectionLost, DeadlineExceeded, InvalidCid, ProtocolViolation
 from dstore.limits import STREAM_READ_BYTES_MAX
 from dstore.network.addresses import Endpoint
-from dstore.network.identify import Identified
+from dstore.network.identify import Identified, read
 from dstore.network.negotiate import accept, confirm, proposal, propose
 from dstore.network.noise import NOISE_PROTOCOL, NoiseTransport
 from dstore.network.shaping import Line
@@ -134,6 +135,17 @@ class Connection:
     def muxer_named_early(self) -> bool:
         """Whether both sides named the muxer in the handshake, so that none was negotiated."""
         return self._session.secured_conn.muxer is not None
+
+    @property
+    def said(self) -> bytes:
+        """The identify message that this side put into the handshake; b"" where there was none."""
+        said: bytes = self._session.secured_conn.said
+        return said
+
+    def is_identified(self, identity: Identified) -> None:
+        """The peer has said who it is."""
+        self.identity = identity
+        self.identified.set()
 
     @property
     def closed(self) -> bool:
@@ -254,4 +266,9 @@ async def _upgrade(
         await accept(secured, YAMUX_PROTOCOL.__eq__)
     raw.gather(False)
     muxed = YamuxSession(session, session.get_remote_peer())
-    return Connection(peer, raw, muxed, outbound=expected is not None)
+    connection = Connection(peer, raw, muxed, outbound=expected is not None)
+    if session.told:
+        # What is not understood may be somebody else's experiment: the peer is asked, then.
+        with suppress(ProtocolViolation):
+            connection.is_identified(read(session.told, peer, raw.remote))
+    return connection

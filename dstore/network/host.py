@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 import trio
+from libp2p.abc import IRawConnection
 
 from dstore.core.peerid import PeerId
 from dstore.errors import (
@@ -38,7 +39,14 @@ from dstore.limits import (
 from dstore.network.addresses import Endpoint
 from dstore.network.bootstrap import bootstrap_targets, stay_connected
 from dstore.network.connection import Connection, HostStream
-from dstore.network.identify import IDENTIFY, IDENTIFY_PUSH, Identified, describe, read
+from dstore.network.identify import (
+    IDENTIFY,
+    IDENTIFY_PUSH,
+    Identified,
+    describe,
+    describe_in_handshake,
+    read,
+)
 from dstore.network.identity import key_pair_of, peer_id_of
 from dstore.network.negotiate import accept, propose
 from dstore.network.noise import NoiseTransport
@@ -48,6 +56,7 @@ from dstore.network.repair_stream import RepairStream
 from dstore.network.shaping import Shaper
 from dstore.network.streams import BufferedReader, PeerAddresses, Stream, StreamHandler, frame
 from dstore.network.swarm import Swarm, SwarmLimits
+from dstore.network.tcp import TcpConnection
 from dstore.network.yamux import YAMUX_PROTOCOL
 from dstore.runtime import Runtime
 
@@ -111,7 +120,7 @@ class Libp2pHost:
         }
         self._swarm = Swarm(
             self._peer_id,
-            NoiseTransport(key_pair_of(seed), [YAMUX_PROTOCOL]),
+            NoiseTransport(key_pair_of(seed), [YAMUX_PROTOCOL], self._describe_in_handshake),
             SwarmLimits(options.connections_max, options.dial_seconds, options.handshake_seconds),
             nursery,
             self._serve,
@@ -299,7 +308,10 @@ class Libp2pHost:
     async def _serve(self, connection: Connection) -> None:
         """Identify the peer and serve its streams until the connection ends."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._identify, connection)
+            if connection.identity is None:
+                nursery.start_soon(self._identify, connection)
+            if connection.said and connection.said != self._described_to(connection.remote):
+                nursery.start_soon(self._push, connection)  # it changed during the handshake
             while True:
                 try:
                     stream = await connection.accept_stream()
@@ -350,6 +362,18 @@ class Libp2pHost:
             sequence=self._started,
         )
 
+    def _describe_in_handshake(self, raw: IRawConnection) -> bytes:
+        assert isinstance(raw, TcpConnection)
+        return self._described_to(raw.remote)
+
+    def _described_to(self, remote: Endpoint) -> bytes:
+        return describe_in_handshake(
+            agent=self._options.agent,
+            protocols=self._handlers,
+            addresses=self.addresses(),
+            observed=remote,
+        )
+
     async def _identify(self, connection: Connection) -> None:
         """Ask the peer of a new connection who it is."""
         try:
@@ -379,8 +403,9 @@ class Libp2pHost:
             raise DeadlineExceeded(f"{connection.peer} did not identify itself") from error
         if message is None:
             raise ProtocolViolation(f"{connection.peer} sent no identify message")
-        connection.identity = read(message, connection.peer, connection.remote)
-        self._swarm.book.announced(connection.peer, connection.identity.addresses)
+        identity = read(message, connection.peer, connection.remote)
+        connection.is_identified(identity)
+        self._swarm.book.announced(connection.peer, identity.addresses)
 
     async def _serve_identify(self, stream: Stream) -> None:
         assert isinstance(stream, HostStream)

@@ -59,18 +59,32 @@ def describe(
 ) -> bytes:
     """Our own identify message.  `sequence` grows with every change of the addresses;
     `observed` is the peer's endpoint as we see it."""
-    binary = tuple(to_binary(address) for address in addresses[:ADDRESSES_PER_PEER_MAX])
-    key, envelope = _signed_record(seed, binary, sequence)
-    message: bytes = Identify(
+    message = _claims(agent, protocols, addresses, observed)
+    message.public_key, message.signedPeerRecord = _signed_record(
+        seed, tuple(message.listen_addrs), sequence
+    )
+    data: bytes = message.SerializeToString()
+    return data
+
+
+def describe_in_handshake(
+    *, agent: str, protocols: Iterable[str], addresses: Sequence[str], observed: Endpoint | None
+) -> bytes:
+    """The same within a handshake: it proves the key, and nothing need be signed again."""
+    data: bytes = _claims(agent, protocols, addresses, observed).SerializeToString()
+    return data
+
+
+def _claims(
+    agent: str, protocols: Iterable[str], addresses: Sequence[str], observed: Endpoint | None
+) -> Any:
+    return Identify(
         protocol_version=PROTOCOL_VERSION,
         agent_version=agent,
-        public_key=key,
-        listen_addrs=binary,
+        listen_addrs=[to_binary(address) for address in addresses[:ADDRESSES_PER_PEER_MAX]],
         observed_addr=b"" if observed is None else to_binary(str(observed)),
         protocols=sorted(protocols),
-        signedPeerRecord=envelope,
-    ).SerializeToString()
-    return message
+    )
 
 
 @lru_cache(maxsize=8)  # a node says the same to everybody

@@ -14,6 +14,7 @@ from typing import Final
 import trio
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from google.protobuf.message import DecodeError
 from libp2p.abc import IRawConnection
 from libp2p.connection_types import ConnectionType
 from libp2p.crypto.keys import KeyPair
@@ -54,6 +55,7 @@ _BROKEN = (
 # What the handshake raises, beside HandshakeFailure, at bytes that are no handshake.
 _MALFORMED = (
     BaseLibp2pError,
+    DecodeError,
     OSError,
     InvalidTag,
     NoiseHandshakeError,
@@ -93,6 +95,7 @@ class NoiseSession(BaseSession):  # type: ignore[misc] # libp2p is untyped
             is_initiator=is_initiator,
         )
         self.muxer = shaken.muxer  # that the handshake agreed on, if it did
+        self.said, self.told = shaken.said, shaken.told  # identify messages in it, if any
         self._connection = connection
         self._send_cipher = ChaCha20Poly1305(bytes(shaken.sending.k))
         self._receive_cipher = ChaCha20Poly1305(bytes(shaken.receiving.k))
@@ -286,12 +289,18 @@ async def _send_all(
 
 class NoiseTransport:
     """Secures the connections of the node whose identity is `key_pair`.  The static Noise key is
-    a fresh one for the life of this object.  `muxers`, where given, are told in the handshake."""
+    a fresh one for the life of this object.  `muxers`, and the identify message that `describe`
+    makes for the peer of a connection, are told in the handshake."""
 
-    def __init__(self, key_pair: KeyPair, muxers: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        key_pair: KeyPair,
+        muxers: Sequence[str] = (),
+        describe: Callable[[IRawConnection], bytes] = lambda _: b"",
+    ) -> None:
         self.local_peer = ID.from_pubkey(key_pair.public_key)
         self._key_pair = key_pair
-        self._handshakes = Handshakes(key_pair, muxers)
+        self._handshakes = Handshakes(key_pair, muxers, describe)
 
     async def secure_inbound(self, conn: IRawConnection) -> NoiseSession:
         """Raises HandshakeFailure, also when HANDSHAKE_SECONDS pass."""

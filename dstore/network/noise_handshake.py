@@ -1,9 +1,10 @@
 """The Noise XX handshake of libp2p: three messages, and what each side says of itself in them.
 
-The `noise` package keeps the protocol's state, py-libp2p reads the payloads and checks their
+The `noise` package keeps the protocol's state, py-libp2p reads the keys and checks their
 signatures.  Ours is what is said: signed once for the life of the static key, with the muxers
-that this side speaks, so that none need be negotiated afterwards.  Specifications: libp2p noise;
-libp2p connections, inlined muxer negotiation.
+that this side speaks, so that none need be negotiated afterwards, and with who it is, so that
+identify need not ask (decision 0022).  Specifications: libp2p noise; libp2p connections, inlined
+muxer negotiation.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from libp2p.crypto.x25519 import X25519PublicKey
 from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
 from libp2p.peer.id import ID
 from libp2p.security.exceptions import HandshakeFailure
+from libp2p.security.noise.messages import NoiseHandshakePayload as Payload
 from libp2p.security.noise.messages import (
-    NoiseExtensions,
-    NoiseHandshakePayload,
     make_handshake_payload_sig,
     verify_handshake_payload_sig,
 )
 from noise.connection import Keypair, NoiseConnection
+
+from dstore.core.proto.noise_pb2 import NoiseExtensions, NoiseHandshakePayload
+from dstore.limits import HANDSHAKE_IDENTIFY_BYTES_MAX
 
 _NAME: Final = b"Noise_XX_25519_ChaChaPoly_SHA256"
 _LENGTH_BYTES: Final = 2
@@ -33,11 +36,14 @@ _LENGTH_BYTES: Final = 2
 @dataclass(frozen=True)
 class Shaken:
     """What a handshake ended in: who the peer is, the muxer that both named (None where one
-    side named none), and the cipher states of the `noise` package."""
+    side named none), the identify messages of this side and of the peer (b"" where there was
+    none), and the cipher states of the `noise` package."""
 
     peer: ID
     key: PublicKey
     muxer: str | None
+    said: bytes
+    told: bytes
     sending: Any
     receiving: Any
 
@@ -45,15 +51,17 @@ class Shaken:
 class Handshakes:
     """Makes the handshakes of one node, all with one static key."""
 
-    def __init__(self, key_pair: KeyPair, muxers: Sequence[str]) -> None:
+    def __init__(
+        self, key_pair: KeyPair, muxers: Sequence[str], describe: Callable[[IRawConnection], bytes]
+    ) -> None:
+        """`describe` makes the identify message for the peer of a connection; one above
+        HANDSHAKE_IDENTIFY_BYTES_MAX is left for it to ask for."""
         static = create_x25519_key_pair()
         self._static: bytes = static.private_key.to_bytes()
+        self._key: bytes = key_pair.public_key.serialize()
+        self._signature: bytes = make_handshake_payload_sig(key_pair.private_key, static.public_key)
         self._muxers = tuple(muxers)
-        self._payload: bytes = NoiseHandshakePayload(
-            key_pair.public_key,
-            make_handshake_payload_sig(key_pair.private_key, static.public_key),
-            NoiseExtensions(stream_muxers=list(muxers)) if muxers else None,
-        ).serialize()
+        self._describe = describe
 
     async def initiate(
         self, conn: IRawConnection, peer: ID, agreed: Callable[[], Awaitable[object]] | None
@@ -66,21 +74,33 @@ class Handshakes:
         if agreed is not None:
             await agreed()
         theirs = await _receive_payload(conn, noise)
-        if ID.from_pubkey(theirs.id_pubkey) != peer:
+        if ID.from_pubkey(theirs.key) != peer:
             raise HandshakeFailure(f"noise: this is not {peer}")
-        _check(theirs, state)
-        await _send(conn, noise, self._payload)
-        return _shaken(noise, theirs, _common(self._muxers, _muxers_of(theirs)))
+        theirs.check(state)
+        said = self._identify_for(conn)
+        await _send(conn, noise, self._payload(said))
+        return _shaken(noise, theirs, _common(self._muxers, theirs.muxers), said)
 
     async def respond(self, conn: IRawConnection) -> Shaken:
         """As the side that was dialled.  Raises as `initiate`."""
         noise = self._begun(initiator=False)
         state = noise.noise_protocol.handshake_state
         await _receive(conn, noise)
-        await _send(conn, noise, self._payload)
+        said = self._identify_for(conn)
+        await _send(conn, noise, self._payload(said))
         theirs = await _receive_payload(conn, noise)
-        _check(theirs, state)
-        return _shaken(noise, theirs, _common(_muxers_of(theirs), self._muxers))
+        theirs.check(state)
+        return _shaken(noise, theirs, _common(theirs.muxers, self._muxers), said)
+
+    def _identify_for(self, conn: IRawConnection) -> bytes:
+        message = self._describe(conn)
+        return message if len(message) <= HANDSHAKE_IDENTIFY_BYTES_MAX else b""
+
+    def _payload(self, identify: bytes) -> bytes:
+        extensions = NoiseExtensions(stream_muxers=self._muxers, identify=identify)
+        return NoiseHandshakePayload(
+            identity_key=self._key, identity_sig=self._signature, extensions=extensions
+        ).SerializeToString()
 
     def _begun(self, *, initiator: bool) -> Any:
         noise = NoiseConnection.from_name(_NAME)
@@ -93,26 +113,41 @@ class Handshakes:
         return noise
 
 
-def _shaken(noise: Any, theirs: NoiseHandshakePayload, muxer: str | None) -> Shaken:
+@dataclass(frozen=True)
+class _Theirs:
+    """What the peer says of itself."""
+
+    payload: Payload
+    identify: bytes
+
+    @property
+    def key(self) -> PublicKey:
+        return self.payload.id_pubkey
+
+    @property
+    def muxers(self) -> Sequence[str]:
+        extensions = self.payload.extensions
+        return () if extensions is None else extensions.stream_muxers
+
+    def check(self, state: Any) -> None:
+        """That the peer's key signed the static key of this handshake.  Raises
+        HandshakeFailure."""
+        static = X25519PublicKey.from_bytes(state.rs.public_bytes)
+        if not verify_handshake_payload_sig(self.payload, static):
+            raise HandshakeFailure("noise: the static key is not signed by the peer's key")
+
+
+def _shaken(noise: Any, theirs: _Theirs, muxer: str | None, said: bytes) -> Shaken:
     protocol = noise.noise_protocol
     return Shaken(
-        ID.from_pubkey(theirs.id_pubkey),
-        theirs.id_pubkey,
+        ID.from_pubkey(theirs.key),
+        theirs.key,
         muxer,
+        said,
+        theirs.identify,
         protocol.cipher_state_encrypt,
         protocol.cipher_state_decrypt,
     )
-
-
-def _check(theirs: NoiseHandshakePayload, state: Any) -> None:
-    """That the peer's key signed the static key of this handshake.  Raises HandshakeFailure."""
-    static = X25519PublicKey.from_bytes(state.rs.public_bytes)
-    if not verify_handshake_payload_sig(theirs, static):
-        raise HandshakeFailure("noise: the static key is not signed by the peer's key")
-
-
-def _muxers_of(theirs: NoiseHandshakePayload) -> Sequence[str]:
-    return () if theirs.extensions is None else theirs.extensions.stream_muxers
 
 
 def _common(of_initiator: Sequence[str], of_responder: Sequence[str]) -> str | None:
@@ -136,8 +171,11 @@ async def _receive(conn: IRawConnection, noise: Any) -> bytes:
     return bytes(noise.read_message(await _read_exactly(conn, size)))
 
 
-async def _receive_payload(conn: IRawConnection, noise: Any) -> NoiseHandshakePayload:
-    return NoiseHandshakePayload.deserialize(await _receive(conn, noise))
+async def _receive_payload(conn: IRawConnection, noise: Any) -> _Theirs:
+    data = await _receive(conn, noise)
+    return _Theirs(
+        Payload.deserialize(data), NoiseHandshakePayload.FromString(data).extensions.identify
+    )
 
 
 async def _read_exactly(conn: IRawConnection, size: int) -> bytes:
