@@ -7,7 +7,7 @@ is the stream's business.  Specification: libp2p kad-dht, "RPC messages".
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -92,19 +92,32 @@ def _address_of(binary: bytes, peer: PeerId) -> str | None:
     return None if not text or text.startswith("/p2p/") else text
 
 
-def _encode_peers(peers: Iterable[KadPeer]) -> list[kad_pb2.Message.Peer]:
-    encoded = []
-    for peer in list(peers)[:KAD_PEERS_PER_REPLY_MAX]:
-        addresses = (address_to_bytes(a) for a in peer.addresses[:KAD_ADDRESSES_PER_PEER_MAX])
-        connection = kad_pb2.Message.CONNECTED if peer.connected else kad_pb2.Message.NOT_CONNECTED
-        encoded.append(
-            kad_pb2.Message.Peer(
-                id=peer.peer.binary,
-                addrs=[a for a in addresses if a is not None],
-                connection=connection,
-            )
-        )
-    return encoded
+# The same peers stand in answer after answer, of one node as of all its neighbours.
+@lru_cache(maxsize=1024)
+def _encode_peer(peer: KadPeer) -> kad_pb2.Message.Peer:
+    addresses = (address_to_bytes(a) for a in peer.addresses[:KAD_ADDRESSES_PER_PEER_MAX])
+    return kad_pb2.Message.Peer(
+        id=peer.peer.binary,
+        addrs=[a for a in addresses if a is not None],
+        connection=kad_pb2.Message.CONNECTED if peer.connected else kad_pb2.Message.NOT_CONNECTED,
+    )
+
+
+def _encode_peers(peers: Sequence[KadPeer]) -> list[kad_pb2.Message.Peer]:
+    return [_encode_peer(peer) for peer in peers[:KAD_PEERS_PER_REPLY_MAX]]
+
+
+@lru_cache(maxsize=1024)
+def _decode_peer(data: bytes) -> KadPeer | None:
+    """The peer of a message in its binary form; None where its id is none."""
+    peer = kad_pb2.Message.Peer.FromString(data)
+    try:
+        peer_id = PeerId(peer.id)
+    except InvalidCid:
+        return None
+    addresses = (_address_of(a, peer_id) for a in peer.addrs[:KAD_ADDRESSES_PER_PEER_MAX])
+    known = tuple(dict.fromkeys(a for a in addresses if a is not None))
+    return KadPeer(peer_id, known, peer.connection == kad_pb2.Message.CONNECTED)
 
 
 def _decode_peers(peers: Iterable[kad_pb2.Message.Peer]) -> tuple[KadPeer, ...]:
@@ -112,14 +125,9 @@ def _decode_peers(peers: Iterable[kad_pb2.Message.Peer]) -> tuple[KadPeer, ...]:
     for peer in peers:
         if len(decoded) == KAD_PEERS_PER_REPLY_MAX:
             break
-        try:
-            peer_id = PeerId(peer.id)
-        except InvalidCid:
-            continue
-        addresses = (_address_of(a, peer_id) for a in peer.addrs[:KAD_ADDRESSES_PER_PEER_MAX])
-        known = tuple(dict.fromkeys(a for a in addresses if a is not None))
-        connected = peer.connection == kad_pb2.Message.CONNECTED
-        decoded.setdefault(peer_id, KadPeer(peer_id, known, connected))
+        known = _decode_peer(peer.SerializeToString())
+        if known is not None:
+            decoded.setdefault(known.peer, known)
     return tuple(decoded.values())
 
 

@@ -10,7 +10,6 @@ Specification: libp2p kad-dht.
 from __future__ import annotations
 
 import hashlib
-import heapq
 from bisect import insort
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -64,7 +63,7 @@ def common_prefix(a: int, b: int) -> int:
 
 def closest_of(peers: Iterable[PeerId], target: int, count: int) -> list[PeerId]:
     """The `count` of `peers` closest to the place `target`, nearest first."""
-    return heapq.nsmallest(count, peers, key=lambda peer: kad_id(peer.binary) ^ target)
+    return sorted(peers, key=lambda peer: kad_id(peer.binary) ^ target)[:count]
 
 
 # --- The lookup ------------------------------------------------------------------------

@@ -7,7 +7,7 @@ signature can be checked from the id alone.  Specification: libp2p peer-ids.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import base58
 
@@ -24,21 +24,24 @@ def _base58(binary: bytes) -> str:
     return base58.b58encode(binary).decode()
 
 
-class PeerId:
-    """One peer; equal when the binary forms are equal."""
-
-    __slots__ = ("binary",)
-
+class _Named(NamedTuple):
     binary: bytes
 
-    def __init__(self, binary: bytes) -> None:
+
+class PeerId(_Named):
+    """One peer; equal when the binary forms are equal, and in their order."""
+
+    # A tuple, which the interpreter compares and hashes by itself: tables are full of these.
+    __slots__ = ()
+
+    def __new__(cls, binary: bytes) -> PeerId:
         """`binary` is the multihash.  Raises InvalidCid where it is none that libp2p uses."""
         ed25519 = len(binary) == 38 and binary.startswith(_ED25519_PREFIX)
         sha256 = len(binary) == 34 and binary.startswith(b"\x12\x20")
         inlined = 2 < len(binary) <= 44 and binary[0] == 0 and binary[1] == len(binary) - 2
         if not (ed25519 or sha256 or inlined):
             raise InvalidCid(f"not a peer id: {binary[:16].hex()}…")
-        self.binary = binary
+        return tuple.__new__(cls, (binary,))
 
     @classmethod
     def parse(cls, text: str) -> PeerId:
@@ -72,12 +75,3 @@ class PeerId:
 
     def __repr__(self) -> str:
         return f"PeerId({self})"
-
-    def __hash__(self) -> int:
-        return hash(self.binary)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PeerId) and self.binary == other.binary
-
-    def __lt__(self, other: PeerId) -> bool:
-        return self.binary < other.binary

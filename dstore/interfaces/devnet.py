@@ -28,10 +28,10 @@ from dstore.limits import DEVNET_DOWN_SECONDS, DEVNET_NODES_MAX, DEVNET_UP_SECON
 
 _STATE_FILE: Final = "devnet.json"
 _LOG_FILE: Final = "daemon.log"
-_POLL_SECONDS: Final = 0.05
-_SETTLE_SECONDS: Final = 0.5  # for the last to find the others before they are introduced
+_POLL_SECONDS: Final = 0.01
+_SETTLE_SECONDS: Final = 0.2  # for the last to find the others before they are introduced
 _BOOTSTRAP_NODES: Final = 3
-_STARTING_MAX: Final = 2 * (os.cpu_count() or 1)
+_STARTING_MAX: Final = os.cpu_count() or 1
 _LOG_LINES_SHOWN: Final = 15
 # Below the ephemeral ports, which connections of other programs take at any time.
 _PORTS: Final = range(20_000, 32_000)

@@ -28,6 +28,17 @@ _DNS_NAMES: Final = {code: name for name, code in _DNS_CODES.items()}
 _DNS_NAME: Final = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
+# Several are asked of each connection, and of many the same.
+@lru_cache(maxsize=1024)
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.ip_address(host)
+
+
+@lru_cache(maxsize=1024)
+def _is_global(host: str) -> bool:
+    return _ip(host).is_global
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where to dial or listen: `kind` is ip4, ip6, dns, dns4 or dns6."""
@@ -42,12 +53,12 @@ class Endpoint:
     @cached_property
     def ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         """The address itself, None behind a DNS name."""
-        return ipaddress.ip_address(self.host) if self.kind in ("ip4", "ip6") else None
+        return _ip(self.host) if self.kind in ("ip4", "ip6") else None
 
     @property
     def is_public(self) -> bool:
         """Whether it lies beyond the local network."""
-        return self.ip is None or self.ip.is_global
+        return self.ip is None or _is_global(self.host)
 
     @property
     def dialable(self) -> bool:
@@ -58,7 +69,7 @@ class Endpoint:
 
 def endpoint_of_socket(host: str, port: int) -> Endpoint:
     """The endpoint of an address as the operating system gives it."""
-    ip = ipaddress.ip_address(host.partition("%")[0])
+    ip = _ip(host.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
     return Endpoint(f"ip{ip.version}", str(ip), port)

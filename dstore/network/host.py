@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 import trio
-from libp2p.abc import IRawConnection
 
 from dstore.core.peerid import PeerId
 from dstore.errors import (
@@ -30,33 +29,24 @@ from dstore.limits import (
     CONNECTIONS_MAX,
     DIAL_SECONDS,
     HANDSHAKE_SECONDS,
-    IDENTIFY_BYTES_MAX,
     NEGOTIATE_SECONDS,
     PEER_STREAMS_INBOUND_MAX,
     PINGS_PER_PEER_MAX,
     REQUEST_SECONDS,
 )
-from dstore.network.addresses import Endpoint
 from dstore.network.bootstrap import bootstrap_targets, stay_connected
 from dstore.network.connection import Connection, HostStream
-from dstore.network.identify import (
-    IDENTIFY,
-    IDENTIFY_PUSH,
-    Identified,
-    describe,
-    describe_in_handshake,
-    read,
-)
+from dstore.network.identify import IDENTIFY, IDENTIFY_PUSH, Identified
 from dstore.network.identity import key_pair_of, peer_id_of
+from dstore.network.introductions import Introductions
 from dstore.network.negotiate import accept, propose
 from dstore.network.noise import NoiseTransport
 from dstore.network.own_addresses import checked, written_out
 from dstore.network.ping import PING, measure, serve_ping
 from dstore.network.repair_stream import RepairStream
 from dstore.network.shaping import Shaper
-from dstore.network.streams import BufferedReader, PeerAddresses, Stream, StreamHandler, frame
+from dstore.network.streams import PeerAddresses, Stream, StreamHandler
 from dstore.network.swarm import Swarm, SwarmLimits
-from dstore.network.tcp import TcpConnection
 from dstore.network.yamux import YAMUX_PROTOCOL
 from dstore.runtime import Runtime
 
@@ -102,25 +92,31 @@ class Libp2pHost:
         self, options: HostOptions, seed: bytes, runtime: Runtime, nursery: trio.Nursery
     ) -> None:
         self._options = options
-        self._seed = seed
         self.shaper = Shaper(options.peer_groups, options.label_groups, lan=options.limit_lan)
         self._runtime = runtime
         self._nursery = nursery
         self._peer_id = peer_id_of(seed)
         self._bootstrap = bootstrap_targets(options.bootstrap)
         self._announce = checked("network.announce", options.announce)
-        self._started = int(runtime.clock.now())
         self._served: Counter[PeerId] = Counter()
         self._pings: Counter[PeerId] = Counter()
         self._changed = trio.Event()
         self._handlers: dict[str, StreamHandler] = {
-            IDENTIFY: self._serve_identify,
-            IDENTIFY_PUSH: self._serve_push,
             PING: self._serve_ping,
         }
+        self._introductions = Introductions(
+            seed,
+            agent=options.agent,
+            sequence=int(runtime.clock.now()),
+            protocols=self._handlers,
+            addresses=self.addresses,
+            announced=lambda peer, addresses: self._swarm.book.announced(peer, addresses),
+        )
+        self._handlers[IDENTIFY] = self._introductions.serve
+        self._handlers[IDENTIFY_PUSH] = self._introductions.take
         self._swarm = Swarm(
             self._peer_id,
-            NoiseTransport(key_pair_of(seed), [YAMUX_PROTOCOL], self._describe_in_handshake),
+            NoiseTransport(key_pair_of(seed), [YAMUX_PROTOCOL], self._introductions.in_handshake),
             SwarmLimits(options.connections_max, options.dial_seconds, options.handshake_seconds),
             nursery,
             self._serve,
@@ -310,8 +306,8 @@ class Libp2pHost:
         async with trio.open_nursery() as nursery:
             if connection.identity is None:
                 nursery.start_soon(self._identify, connection)
-            if connection.said and connection.said != self._described_to(connection.remote):
-                nursery.start_soon(self._push, connection)  # it changed during the handshake
+            if self._introductions.outdated(connection):
+                nursery.start_soon(self._push, connection)
             while True:
                 try:
                     stream = await connection.accept_stream()
@@ -352,69 +348,14 @@ class Libp2pHost:
 
     # --- Identify and ping --------------------------------------------------------------
 
-    def _description(self, remote: Endpoint) -> bytes:
-        return describe(
-            self._seed,
-            agent=self._options.agent,
-            protocols=self._handlers,
-            addresses=self.addresses(),
-            observed=remote,
-            sequence=self._started,
-        )
-
-    def _describe_in_handshake(self, raw: IRawConnection) -> bytes:
-        assert isinstance(raw, TcpConnection)
-        return self._described_to(raw.remote)
-
-    def _described_to(self, remote: Endpoint) -> bytes:
-        return describe_in_handshake(
-            agent=self._options.agent,
-            protocols=self._handlers,
-            addresses=self.addresses(),
-            observed=remote,
-        )
-
     async def _identify(self, connection: Connection) -> None:
         """Ask the peer of a new connection who it is."""
         try:
             await self._contain(
-                f"identify of {connection.peer}", lambda: self._ask_identity(connection)
+                f"identify of {connection.peer}", lambda: self._introductions.ask(connection)
             )
         finally:
             connection.identified.set()
-
-    async def _ask_identity(self, connection: Connection) -> None:
-        stream = await connection.open_stream()
-        try:
-            # Which protocol it is to be is all that this side has to say.
-            await stream.propose_ahead(IDENTIFY)
-            await stream.close_write()
-            await self._take_identity(stream)
-        finally:
-            with trio.CancelScope(shield=True):
-                await stream.reset()
-
-    async def _take_identity(self, stream: HostStream) -> None:
-        connection = stream.connection
-        try:
-            with trio.fail_after(REQUEST_SECONDS):
-                message = await BufferedReader(stream).read_message(IDENTIFY_BYTES_MAX)
-        except trio.TooSlowError as error:
-            raise DeadlineExceeded(f"{connection.peer} did not identify itself") from error
-        if message is None:
-            raise ProtocolViolation(f"{connection.peer} sent no identify message")
-        identity = read(message, connection.peer, connection.remote)
-        connection.is_identified(identity)
-        self._swarm.book.announced(connection.peer, identity.addresses)
-
-    async def _serve_identify(self, stream: Stream) -> None:
-        assert isinstance(stream, HostStream)
-        with trio.move_on_after(REQUEST_SECONDS):
-            await stream.write(frame(self._description(stream.connection.remote)))
-
-    async def _serve_push(self, stream: Stream) -> None:
-        assert isinstance(stream, HostStream)
-        await self._take_identity(stream)
 
     async def _announce_changes(self) -> None:
         """Tell connected peers when a protocol was added after they asked."""
@@ -432,7 +373,7 @@ class Libp2pHost:
             stream = await self._open_on(connection, [IDENTIFY_PUSH])
             try:
                 with trio.move_on_after(REQUEST_SECONDS):
-                    await stream.write(frame(self._description(connection.remote)))
+                    await self._introductions.serve(stream)
                     await stream.close()
             finally:
                 with trio.CancelScope(shield=True):

@@ -24,7 +24,8 @@ from libp2p.security.noise.messages import (
     make_handshake_payload_sig,
     verify_handshake_payload_sig,
 )
-from noise.connection import Keypair, NoiseConnection
+from noise.backends.default.keypairs import KeyPair25519
+from noise.connection import NoiseConnection
 
 from dstore.core.proto.noise_pb2 import NoiseExtensions, NoiseHandshakePayload
 from dstore.limits import HANDSHAKE_IDENTIFY_BYTES_MAX
@@ -57,7 +58,7 @@ class Handshakes:
         """`describe` makes the identify message for the peer of a connection; one above
         HANDSHAKE_IDENTIFY_BYTES_MAX is left for it to ask for."""
         static = create_x25519_key_pair()
-        self._static: bytes = static.private_key.to_bytes()
+        self._static = KeyPair25519.from_private_bytes(static.private_key.to_bytes())
         self._key: bytes = key_pair.public_key.serialize()
         self._signature: bytes = make_handshake_payload_sig(key_pair.private_key, static.public_key)
         self._muxers = tuple(muxers)
@@ -104,7 +105,7 @@ class Handshakes:
 
     def _begun(self, *, initiator: bool) -> Any:
         noise = NoiseConnection.from_name(_NAME)
-        noise.set_keypair_from_private_bytes(Keypair.STATIC, self._static)
+        noise.noise_protocol.keypairs["s"] = self._static  # read once for all
         if initiator:
             noise.set_as_initiator()
         else:

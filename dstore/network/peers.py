@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from dstore.core.peerid import PeerId
 from dstore.limits import ADDRESSES_PER_PEER_MAX, PEERS_KNOWN_MAX
@@ -21,6 +21,9 @@ class _Addresses(NamedTuple):
 
     hopeful: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+
+
+_NONE: Final = _Addresses()
 
 
 def with_room_for(known: Iterable[str], told: Iterable[str], count: int) -> tuple[str, ...]:
@@ -84,7 +87,7 @@ class AddressBook:
         self._by_peer.pop(peer, None)
 
     def _of(self, peer: PeerId) -> _Addresses:
-        return self._by_peer.get(peer, _Addresses())
+        return self._by_peer.get(peer, _NONE)
 
     def _store_first(self, peer: PeerId, addresses: Iterable[str]) -> None:
         hopeful = (*addresses, *self._of(peer).hopeful)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -416,7 +417,7 @@ class Swarm:
         endpoint = parse_endpoint(address)
         try:
             with trio.fail_after(self._limits.dial_seconds):
-                stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+                stream = await _tcp_stream(endpoint)
         except trio.TooSlowError as error:
             raise DeadlineExceeded(f"{address} did not answer") from error
         except OSError as error:
@@ -427,6 +428,22 @@ class Swarm:
             await trio.aclose_forcefully(stream)
             raise Unreachable(f"{address}: left at once: {error}") from error
         return await upgrade(raw, self._noise, self._limits.handshake_seconds, expected=peer)
+
+
+async def _tcp_stream(endpoint: Endpoint) -> trio.SocketStream:
+    """A TCP connection.  A name is looked up, its addresses tried side by side; a number is
+    dialled without such preparations.  Raises OSError."""
+    ip = endpoint.ip
+    if ip is None:
+        return await trio.open_tcp_stream(endpoint.host, endpoint.port)
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    dialled = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        await dialled.connect((endpoint.host, endpoint.port))
+    except BaseException:
+        dialled.close()
+        raise
+    return trio.SocketStream(dialled)
 
 
 async def _listeners(address: str) -> Sequence[trio.SocketListener]:

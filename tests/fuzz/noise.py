@@ -22,6 +22,7 @@ from libp2p.security.exceptions import HandshakeFailure
 from libp2p.security.noise.messages import NoiseHandshakePayload, make_handshake_payload_sig
 from noise.connection import Keypair, NoiseConnection
 
+from dstore.core.proto import noise_pb2
 from dstore.errors import ConnectionLost, ProtocolViolation
 from dstore.network.noise import NoiseSession, NoiseTransport
 from tests.fuzz.script import Script, run
@@ -200,6 +201,8 @@ def payloads() -> Iterator[bytes]:
     yield NoiseHandshakePayload(other, bytes(70)).serialize()
     yield b"\x22\x08\x12\x06/yamux"  # extensions: the muxers
     yield b"\x22\x08\x12\x06/mplex"
+    extensions = noise_pb2.NoiseExtensions(stream_muxers=["/yamux"], identify=b"\x32\x04peer")
+    yield noise_pb2.NoiseHandshakePayload(extensions=extensions).SerializeToString()
 
 
 def sessions() -> Iterator[bytes]:

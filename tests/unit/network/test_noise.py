@@ -24,6 +24,7 @@ from dstore.core.yamux import YamuxConnection
 from dstore.core.yamux_frames import HEADER
 from dstore.errors import ConnectionLost, ProtocolViolation
 from dstore.limits import (
+    HANDSHAKE_IDENTIFY_BYTES_MAX,
     HANDSHAKE_SECONDS,
     MIB,
     NOISE_PLAINTEXT_BYTES_MAX,
@@ -77,8 +78,8 @@ class HugeRsa(PublicKey):  # type: ignore[misc] # libp2p is untyped
         raise NotImplementedError  # it only travels
 
 
-def ours(*muxers: str) -> NoiseTransport:
-    return NoiseTransport(create_new_key_pair(), muxers)
+def ours(*muxers: str, identify: bytes = b"") -> NoiseTransport:
+    return NoiseTransport(create_new_key_pair(), muxers, lambda _: identify)
 
 
 def stock() -> Any:
@@ -222,6 +223,26 @@ class TestInterop:
         a, _, _, _ = await handshake(ours("/a"), stock())
         _, b, _, _ = await handshake(stock(), ours("/a"))
         assert (a.muxer, b.muxer) == (None, None)
+
+    @pytest.mark.parametrize("size", [1, HANDSHAKE_IDENTIFY_BYTES_MAX])
+    async def test_each_side_hears_who_the_other_is(self, size: int) -> None:
+        a, b, _, _ = await handshake(ours(identify=b"a" * size), ours("/y", identify=b"b"))
+        assert (a.said, a.told, b.said, b.told) == (b"a" * size, b"b", b"b", b"a" * size)
+
+    async def test_what_is_too_long_for_a_handshake_is_not_said_in_it(self) -> None:
+        long = b"a" * (HANDSHAKE_IDENTIFY_BYTES_MAX + 1)
+        a, b, _, _ = await handshake(ours(identify=long), ours("/y"))
+        assert (a.said, b.told) == (b"", b"")
+
+    @pytest.mark.parametrize("stock_dials", [True, False])
+    async def test_the_stock_transport_takes_no_notice_of_who_we_are(
+        self, stock_dials: bool
+    ) -> None:
+        pair = (ours("/y", identify=b"dstore"), stock())
+        one, other = reversed(pair) if stock_dials else pair
+        a, b, _, _ = await handshake(one, other)
+        own = b if stock_dials else a
+        assert (own.said, own.told) == (b"dstore", b"")
 
     async def test_no_muxer_in_common_is_no_connection(self) -> None:
         a_raw, b_raw = raw_pair()

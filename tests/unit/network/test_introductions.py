@@ -1,0 +1,129 @@
+"""Who peers say they are: within the handshake, asked when it is not there, and once it changed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from libp2p.abc import IRawConnection
+
+from dstore.limits import HANDSHAKE_IDENTIFY_BYTES_MAX
+from dstore.network.addresses import parse_endpoint
+from dstore.network.connection import Connection, upgrade
+from dstore.network.host import HostOptions, Libp2pHost, open_host
+from dstore.network.identify import IDENTIFY, describe, describe_in_handshake
+from dstore.network.identity import key_pair_of, peer_id_of
+from dstore.network.negotiate import accept
+from dstore.network.noise import NoiseTransport
+from dstore.network.streams import PeerAddresses, Stream, frame
+from dstore.network.tcp import TcpConnection
+from dstore.network.yamux import YAMUX_PROTOCOL
+from dstore.runtime import Runtime
+
+ECHO = "/test/echo/1"
+SEEDS = [bytes([number]) * 32 for number in range(1, 4)]
+PEER = peer_id_of(SEEDS[1])
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(20):
+        while not condition():  # noqa: ASYNC110  # what is known of a peer has no event
+            await trio.sleep(0.001)
+
+
+async def echo(stream: Stream) -> None:
+    while data := await stream.read_some():
+        await stream.write(data)
+
+
+def where(node: Libp2pHost) -> PeerAddresses:
+    return PeerAddresses(node.peer_id, tuple(node.addresses()))
+
+
+@asynccontextmanager
+async def visitor(
+    node: Libp2pHost, describes: Callable[[IRawConnection], bytes]
+) -> AsyncIterator[Connection]:
+    """A connection to `node` from a peer that says of itself what `describes` makes."""
+    noise = NoiseTransport(key_pair_of(SEEDS[1]), [YAMUX_PROTOCOL], describes)
+    endpoint = parse_endpoint(node.addresses()[0])
+    stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+    raw = TcpConnection(stream, is_initiator=True)
+    connection = await upgrade(raw, noise, 5, node.peer_id)
+    with trio.fail_after(20):  # where it is asked or told nothing
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.run)
+            yield connection
+            await connection.close()
+
+
+def claims(agent: str) -> bytes:
+    return describe_in_handshake(agent=agent, protocols=[ECHO], addresses=[], observed=None)
+
+
+async def test_nobody_is_asked_who_said_it_in_the_handshake() -> None:
+    async with (
+        open_host(HostOptions(agent="alpha"), SEEDS[0], Runtime()) as a,
+        open_host(HostOptions(agent="beta"), SEEDS[1], Runtime()) as b,
+    ):
+        await a.connect(where(b))
+        beta = a.identified(b.peer_id)  # at once
+        assert beta is not None
+        assert (beta.agent, IDENTIFY in beta.protocols) == ("beta", True)
+        await until(lambda: b.identified(a.peer_id))
+        # Where the dialler listens is known without a question, too.
+        assert list(b.known_addresses(a.peer_id)) == list(a.addresses())
+        assert a.counters["streams_accepted"] == b.counters["streams_accepted"] == 0
+
+
+async def test_it_is_believed_of_the_peer_itself_only() -> None:
+    async with open_host(HostOptions(), SEEDS[0], Runtime()) as node:
+        lie = describe(
+            SEEDS[2], agent="not me", protocols=[], addresses=[], observed=None, sequence=1
+        )
+        async with visitor(node, lambda _: lie) as connection:
+            asked = await connection.accept_stream()  # as if nothing had been said
+            assert await accept(asked, {IDENTIFY}.__contains__) == IDENTIFY
+            assert node.identified(PEER) is None
+            truth = describe(
+                SEEDS[1], agent="me", protocols=[], addresses=[], observed=None, sequence=1
+            )
+            await asked.write(frame(truth))
+            await until(lambda: getattr(node.identified(PEER), "agent", "") == "me")
+
+
+@pytest.mark.parametrize("nonsense", [b"\xff", b"\x0a\x05", b"\x32\x02\xff\xfe"])
+async def test_somebody_s_experiment_is_no_reason_to_refuse_a_peer(nonsense: bytes) -> None:
+    async with open_host(HostOptions(), SEEDS[0], Runtime()) as node:
+        async with visitor(node, lambda _: nonsense) as connection:
+            asked = await connection.accept_stream()
+            assert await accept(asked, {IDENTIFY}.__contains__) == IDENTIFY
+            assert node.connected() == [PEER]
+
+
+async def test_who_has_too_much_to_say_for_a_handshake_is_asked() -> None:
+    async with (
+        open_host(HostOptions(), SEEDS[0], Runtime()) as a,
+        open_host(HostOptions(), SEEDS[1], Runtime()) as b,
+    ):
+        for number in range(HANDSHAKE_IDENTIFY_BYTES_MAX // 64):
+            b.set_handler(f"/test/{number:064}/1", echo)
+        await a.connect(where(b))
+        assert a.identified(b.peer_id) is None
+        assert await a.speaks(b.peer_id, f"/test/{0:064}/1")
+
+
+async def test_what_changed_during_the_handshake_is_told_after_it() -> None:
+    async with open_host(HostOptions(), SEEDS[0], Runtime()) as node:
+
+        def late(_: IRawConnection) -> bytes:
+            node.set_handler(ECHO, echo)  # it has said already what it speaks
+            return claims("late")
+
+        async with visitor(node, late) as connection:
+            assert connection.identity is not None
+            assert not connection.speaks(ECHO)
+            told = await connection.accept_stream()
+            assert await accept(told, lambda _: True) == "/ipfs/id/push/1.0.0"
