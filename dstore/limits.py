@@ -228,7 +228,6 @@ KAD_PROVIDE_KEYS_PER_EXCHANGE: Final = 16  # each read back: some 32 KiB of answ
 KAD_POLL_SECONDS: Final = 5  # between looks at who is connected
 KAD_REFRESH_SECONDS: Final = 600
 KAD_REFRESH_LOOKUPS_MAX: Final = 12  # random ones; each draws 2 ** prefix keys to find its own
-KAD_REFRESH_FRUITLESS_MAX: Final = 1  # then everybody is known already
 KAD_REFRESH_ANSWERS: Final = 3  # in a row that name nobody for the table end a random one
 KAD_RECONSIDER_SECONDS: Final = 30  # until a connected client is asked again whether it serves
 KAD_EXTRA_PEERS_MAX: Final = 1024  # known from elsewhere, not yet heard

@@ -38,7 +38,6 @@ from dstore.limits import (
     KAD_PROVIDERS_PER_KEY_MAX,
     KAD_RECONSIDER_SECONDS,
     KAD_REFRESH_ANSWERS,
-    KAD_REFRESH_FRUITLESS_MAX,
     KAD_REFRESH_LOOKUPS_MAX,
     KAD_REFRESH_SECONDS,
     KAD_REQUEST_SECONDS,
@@ -359,14 +358,12 @@ class Routing:
         own = self._own.binary
         known = self._size_at_refresh and not stale
         await (self._look_around(own) if known else self._search_closest(own))
-        fruitless = 0
         for prefix in self._table.sparse_prefixes()[:KAD_REFRESH_LOOKUPS_MAX]:
             before = len(self._table)
             key = self._random_key(prefix)
             await (self._search_closest(key) if stale else self._look_around(key))
-            fruitless = 0 if len(self._table) > before else fruitless + 1
-            if fruitless == KAD_REFRESH_FRUITLESS_MAX:
-                break
+            if len(self._table) == before:
+                break  # everybody is known already
         self._size_at_refresh = len(self._table)
         async with trio.open_nursery() as nursery:
             for peer in self._table.unheard_since(horizon, KAD_CONCURRENCY):

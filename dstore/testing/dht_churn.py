@@ -17,7 +17,6 @@ from itertools import count
 from dstore.core.kademlia import common_prefix, kad_id
 from dstore.limits import (
     KAD_CONCURRENCY,
-    KAD_REFRESH_FRUITLESS_MAX,
     KAD_REFRESH_LOOKUPS_MAX,
     KAD_REFRESH_SECONDS,
 )
@@ -98,14 +97,12 @@ class Churn:
         sim, started = self._sim, self._sim.now
         stale = bool(node.table.unheard_since(started - KAD_REFRESH_SECONDS, 1))
         self.report.upkeep_messages += sim.search(node, node.peer.binary).messages
-        fruitless = 0
         for prefix in node.table.sparse_prefixes()[:KAD_REFRESH_LOOKUPS_MAX]:
             before = len(node.table)
             key = self._key_beside(node, prefix)
             around = sim.search(node, key) if stale else sim.look_around(node, key)
             self.report.upkeep_messages += around.messages
-            fruitless = 0 if len(node.table) > before else fruitless + 1
-            if fruitless == KAD_REFRESH_FRUITLESS_MAX:
+            if len(node.table) == before:
                 break
         for peer in node.table.unheard_since(started - KAD_REFRESH_SECONDS, KAD_CONCURRENCY):
             self.report.upkeep_messages += 1
