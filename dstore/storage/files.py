@@ -20,7 +20,7 @@ from dstore.errors import CorruptStore
 from dstore.limits import BLOCK_BYTES_MAX
 from dstore.storage.blockstore import Usage
 from dstore.storage.direct import read_direct
-from dstore.storage.durable import DurableFiles, node_error, sync_directory
+from dstore.storage.durable import DurableFiles, Shards, node_error, sync_directory
 
 # By the end of the text: every CIDv1 starts alike, and the end of a digest is even.
 _SHARD_HEX_DIGITS: Final = 2
@@ -42,11 +42,10 @@ class FileBlocks:
         self._in_flight: dict[bytes, threading.Event] = {}
         created = not directory.exists()
         directory.mkdir(mode=0o700, exist_ok=True)
-        for shard in range(16**_SHARD_HEX_DIGITS):
-            (directory / f"{shard:0{_SHARD_HEX_DIGITS}x}").mkdir(mode=0o700, exist_ok=True)
         if created:
-            sync_directory(directory)
             sync_directory(directory.parent)
+        # Those of a process that was killed are synced with everything else that it left.
+        self._made = Shards(self._shards())
         usage = self._take_usage()
         self.was_clean = created or usage is not None
         if usage is None:
@@ -85,9 +84,13 @@ class FileBlocks:
                         blocks += 1
         return Usage(blocks, total)
 
-    def _shards(self) -> Iterator[str]:
-        for shard in range(16**_SHARD_HEX_DIGITS):
-            yield f"{self._prefix}/{shard:0{_SHARD_HEX_DIGITS}x}"
+    def _shards(self) -> list[str]:
+        """The shards that have been made, in order.  Raises NodeError."""
+        try:
+            with os.scandir(self._prefix) as entries:
+                return sorted(e.path for e in entries if e.is_dir(follow_symlinks=False))
+        except OSError as error:
+            raise node_error(error, f"listing {self._prefix}") from error
 
     def put(self, blocks: Sequence[tuple[bytes, bytes]], *, direct: bool = False) -> None:
         """Write the (multihash, bytes) blocks that are not here; durable on return.  With
@@ -113,6 +116,7 @@ class FileBlocks:
             try:
                 if mine:
                     files = [(self._path(name), content) for name, content in mine]
+                    self._made.make(path.rpartition("/")[0] for path, _ in files)
                     self._durable.write(files, direct=direct)
                     with self._lock:
                         self._add(len(mine), sum(len(content) for _, content in mine))

@@ -225,6 +225,24 @@ def test_counts_survive_a_restart(tmp_path: Path, clean: bool) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_store_has_the_directories_that_it_uses(tmp_path: Path, clean: bool) -> None:
+    blocks = [block(number, LARGE) for number in range(3)]
+    used = {file_of(tmp_path, cid).parent for cid, _ in blocks}
+    store = DiskStore(tmp_path)
+    assert [one for one in (tmp_path / "large").iterdir() if one.is_dir()] == []
+    assert list(store.multihashes()) == []
+    store.put_many(blocks)
+    if clean:
+        store.close()
+    for _ in range(2):
+        with closing(DiskStore(tmp_path)) as again:
+            assert {one for one in (tmp_path / "large").iterdir() if one.is_dir()} == used
+            assert set(again.multihashes()) == {cid.multihash for cid, _ in blocks}
+            assert again.usage().blocks == 3
+            again.put_many(blocks)  # into those that were there before
+
+
 def test_damaged_counts_are_counted_anew(tmp_path: Path) -> None:
     store = DiskStore(tmp_path)
     store.put_many([block(1, LARGE)])
