@@ -191,11 +191,14 @@ class LookAround:
 
     def __init__(self, table: RoutingTable) -> None:
         self._table = table
+        self._named: set[PeerId] = set()
         self._fruitless = 0
 
     def over(self, named: Iterable[PeerId]) -> bool:
         """Whether it is over with an answer that names these: several in a row named nobody
         for whom the table has room, and the others, who know the same peers, would not."""
-        new = any(map(self._table.has_room_for, named))
+        wanted = set(filter(self._table.has_room_for, named))
+        new = wanted - self._named
+        self._named |= new
         self._fruitless = 0 if new else self._fruitless + 1
         return self._fruitless >= KAD_REFRESH_ANSWERS

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
+from itertools import islice
 from typing import Final
 
 from dstore.core.diversity import NOWHERE, Spread, Subnets
@@ -311,6 +312,12 @@ class Lookup:
         answered = (p for p in self._ranked() if self._states[p] is _State.ANSWERED)
         chosen = [peer for peer, _ in zip(answered, range(self._count), strict=False)]
         return closest_of(chosen, self.target, self._count)
+
+    def unheard(self) -> list[PeerId]:
+        """Those of the `count` closest who have not answered, where the search was ended before
+        they did or were asked."""
+        nearest = islice(self._ranked(), self._count)
+        return [peer for peer in nearest if self._states[peer] is not _State.ANSWERED]
 
     def late(self) -> list[PeerId]:
         """Peers that are no longer waited for, and have not answered since."""

@@ -28,7 +28,7 @@ from dstore.limits import DEVNET_DOWN_SECONDS, DEVNET_NODES_MAX, DEVNET_UP_SECON
 
 _STATE_FILE: Final = "devnet.json"
 _LOG_FILE: Final = "daemon.log"
-_POLL_SECONDS: Final = 0.01
+_POLL_SECONDS: Final = 0.02
 _SETTLE_SECONDS: Final = 0.2  # for the last to find the others before they are introduced
 _BOOTSTRAP_NODES: Final = 3
 _STARTING_MAX: Final = os.cpu_count() or 1

@@ -106,7 +106,7 @@ class Routing:
         self._served = ServedStreams(answers.answer)
         self._size_at_refresh = 0
         self._joins = self._joins_refreshed = 0  # calls of `bootstrap`
-        self._refreshing = trio.Lock()  # for one of them
+        self._refreshing = trio.Lock()
         self._closed = False
         if options.mode == "server":
             network.set_handler(options.protocol, self._serve)
@@ -326,12 +326,12 @@ class Routing:
         if target.peer == self._own:
             return
         try:
-            with trio.move_on_after(DIAL_SECONDS):
+            with trio.fail_after(DIAL_SECONDS):
                 await self._network.connect(target)
                 if await self._network.speaks(target.peer, self._options.protocol):
                     self._peers.heard(target.peer)
-        except (NetworkError, PeerError):
-            return
+        except (NetworkError, PeerError, trio.TooSlowError):
+            self._peers.unanswered(target.peer)
 
     async def _told_of_others(self, peers: Sequence[PeerAddresses]) -> bool:
         """Whether one of `peers` names somebody near this node for whom the table has room:
@@ -350,14 +350,12 @@ class Routing:
     async def refresh(self) -> None:
         """Look up this node's own id, and a random one in each part of the key space where the
         table has room, the widest first, until that finds nobody new; ask those not heard
-        from for long.  The first time, and where there are such, the look-up of the own id goes
-        to its end, where there are such the random ones too, and find out who is silent; else
-        only as long as they tell of peers for the table."""
+        from for long.  Where there are such the look-ups go to their ends, and find out who is
+        silent; else only as long as they tell of peers for the table."""
         horizon = trio.current_time() - KAD_REFRESH_SECONDS
         stale = bool(self._table.unheard_since(horizon, 1))
         own = self._own.binary
-        known = self._size_at_refresh and not stale
-        await (self._look_around(own) if known else self._search_closest(own))
+        await (self._search_closest(own) if stale else self._look_around(own))
         for prefix in self._table.sparse_prefixes()[:KAD_REFRESH_LOOKUPS_MAX]:
             before = len(self._table)
             key = self._random_key(prefix)
@@ -370,14 +368,19 @@ class Routing:
                 nursery.start_soon(self._probe, peer)
 
     async def _look_around(self, key: bytes) -> None:
-        """Look up `key`, as long as that tells of peers for the table."""
+        """Look up `key`, as long as that tells of peers for the table, and meet those of whom
+        it told: what they know is known already."""
         around = LookAround(self._table)
-        await self._search(
+        search = await self._search(
             KadMessage(MessageType.FIND_NODE, key),
             trio.current_time() + KAD_LOOKUP_SECONDS,
             on_answer=lambda answer: around.over(each.peer for each in answer.closer),
             concurrency=KAD_REFRESH_ANSWERS,
         )
+        async with trio.open_nursery() as nursery:
+            for peer in search.lookup.unheard():
+                if self._table.has_room_for(peer) and not self._peers.is_suspect(peer):
+                    nursery.start_soon(self._join, search.where(peer))
 
     def _random_key(self, prefix: int) -> bytes:
         """A key, in the form of a peer id, that shares `prefix` bits with this node's id."""
@@ -444,8 +447,9 @@ class Routing:
                         nursery.start_soon(self._join, target)
             # A table that has doubled has neighbours in it that know more of them.
             grown = len(self._table) >= 2 * max(self._size_at_refresh, 1)
-            if now >= refresh_at or grown:
-                await self.refresh()
+            if (now >= refresh_at or grown) and not self._refreshing.locked():
+                async with self._refreshing:
+                    await self.refresh()
                 refresh_at = trio.current_time() + KAD_REFRESH_SECONDS
 
     async def close(self) -> None:

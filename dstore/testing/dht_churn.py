@@ -96,7 +96,9 @@ class Churn:
             return
         sim, started = self._sim, self._sim.now
         stale = bool(node.table.unheard_since(started - KAD_REFRESH_SECONDS, 1))
-        self.report.upkeep_messages += sim.search(node, node.peer.binary).messages
+        own = node.peer.binary
+        around = sim.search(node, own) if stale else sim.look_around(node, own)
+        self.report.upkeep_messages += around.messages
         for prefix in node.table.sparse_prefixes()[:KAD_REFRESH_LOOKUPS_MAX]:
             before = len(node.table)
             key = self._key_beside(node, prefix)

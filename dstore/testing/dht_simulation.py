@@ -159,10 +159,20 @@ class Simulation:
         return self._run_alone(SimSearch(self, node, key, providers))
 
     def look_around(self, node: SimNode, key: bytes) -> Outcome:
-        """One lookup of `node` that is only to find peers for its table."""
+        """One lookup of `node` that is only to find peers for its table; those that it told
+        of, and nobody asked, are met."""
         around = LookAround(node.table)
         search = SimSearch(self, node, key, concurrency=KAD_REFRESH_ANSWERS, enough=around.over)
-        return self._run_alone(search)
+        outcome = self._run_alone(search)
+        for peer in search.unheard():
+            if node.table.has_room_for(peer) and not node.suspects.has(peer, self.now):
+                outcome.messages += 1
+                if self.nodes[peer].alive:
+                    self.hear(node, peer)
+                    self.hear(self.nodes[peer], node.peer)
+                else:
+                    node.suspects.add(peer, self.now)
+        return outcome
 
     def _run_alone(self, search: SimSearch) -> Outcome:
         search.step()
@@ -187,7 +197,7 @@ class Simulation:
     def join(self, node: SimNode, first: SimNode) -> None:
         """`node` enters through `first`: looks up itself, and meets those who answer."""
         self.hear(node, first.peer)
-        self.search(node, node.peer.binary)
+        self.look_around(node, node.peer.binary)
 
 
 class SimSearch:
@@ -235,6 +245,10 @@ class SimSearch:
     def finished(self) -> bool:
         """Whether the search came to its own end, and not to that of its time."""
         return self._lookup.finished
+
+    def unheard(self) -> list[PeerId]:
+        """See `Lookup.unheard`."""
+        return self._lookup.unheard()
 
     def step(self) -> None:
         """Ask whom the core names; end where it has ended or time is up."""

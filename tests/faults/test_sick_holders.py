@@ -13,6 +13,7 @@ import trio
 from dstore.core.wire import PROTOCOL, Refusal, Role
 from dstore.errors import InsufficientPeers, Refused
 from dstore.limits import (
+    KAD_SLOW_SECONDS_MIN,
     SLOT_LAST_SECONDS,
     SLOT_STALL_AGAIN_SECONDS,
     SLOT_STALL_SECONDS,
@@ -26,8 +27,9 @@ from dstore.testing.cluster import Cluster, open_cluster
 from dstore.testing.deterministic import run_deterministic
 
 DATA = random.Random(7).randbytes(9_000_000)
-STALL_SECONDS = SLOT_STALL_SECONDS + 2 * SLOT_WATCH_SECONDS
-"""What a holder without news may cost; one that says no costs less."""
+STALL_SECONDS = SLOT_STALL_SECONDS + 2 * SLOT_WATCH_SECONDS + KAD_SLOW_SECONDS_MIN
+"""What a holder without news may cost, and a look-up that it does not answer; one that says no
+costs less."""
 
 Sicken = Callable[[Cluster, int], None]
 

@@ -117,7 +117,7 @@ def test_looking_around_is_over_when_several_in_a_row_name_nobody_for_the_table(
     around = LookAround(table)
     assert not around.over(inside)
     assert not around.over([*full, newcomer])  # begins anew
-    table.heard(newcomer, 0)
+    # Named before, in the table or not: nothing new.
     answers = [around.over([newcomer, OWN]) for _ in range(KAD_REFRESH_ANSWERS)]
     assert answers == [False] * (KAD_REFRESH_ANSWERS - 1) + [True]
     assert LookAround(RoutingTable(OWN)).over([PEERS[0]]) is False

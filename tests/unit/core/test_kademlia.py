@@ -161,6 +161,17 @@ def test_lookup_asks_no_more_at_once_than_it_may() -> None:
     assert first[1] in lookup.closest(), "a late answer is still an answer"
 
 
+def test_a_lookup_that_is_ended_early_tells_who_was_not_heard() -> None:
+    lookup = Lookup(0, OWN, count=5, concurrency=2)
+    nearest = by_distance(PEERS[:50], 0)
+    lookup.learn(PEERS[:50])
+    one, two = lookup.ask(0)
+    assert lookup.unheard() == nearest[:5]
+    lookup.answered(one, [], 0.01)
+    lookup.failed(two)
+    assert lookup.unheard() == nearest[2:6]
+
+
 def test_lookup_waits_for_the_slow_while_nobody_answered() -> None:
     lookup = Lookup(0, OWN)
     lookup.learn(PEERS[:2])

@@ -14,12 +14,14 @@ from dstore.core.kad_messages import KadMessage
 from dstore.core.kademlia import closest_of, kad_id
 from dstore.core.peerid import PeerId
 from dstore.limits import (
+    DIAL_SECONDS,
     KAD_BUCKET,
     KAD_FOUND_SECONDS,
     KAD_LOOKUP_SECONDS,
     KAD_POLL_SECONDS,
     KAD_POOLED_IDLE_SECONDS,
     KAD_POOLED_PER_PEER_MAX,
+    KAD_SLOW_SECONDS_MAX,
 )
 from dstore.network import routing as routing_module
 from dstore.network.kad_requests import RequestStreams
@@ -43,15 +45,16 @@ def recall(found: Iterable[PeerAddresses], key: bytes, alive: Iterable[PeerId]) 
     return len(wanted & {each.peer for each in found}) / len(wanted)
 
 
-def noted(monkeypatch: pytest.MonkeyPatch) -> list[PeerId]:
-    """Whom anybody asks something from now on, as they are asked."""
+def noted(monkeypatch: pytest.MonkeyPatch, of: Routing | None = None) -> list[PeerId]:
+    """Whom anybody, or `of`, asks something from now on, as they are asked."""
     asked: list[PeerId] = []
     exchange_all = RequestStreams.exchange_all
 
     async def counted(
         streams: RequestStreams, target: PeerAddresses, requests: Sequence[KadMessage]
     ) -> list[KadMessage]:
-        asked.append(target.peer)
+        if of is None or streams is of._requests:
+            asked.append(target.peer)
         return await exchange_all(streams, target, requests)
 
     monkeypatch.setattr(RequestStreams, "exchange_all", counted)
@@ -80,6 +83,26 @@ async def test_a_refresh_among_peers_that_are_all_known_asks_few_of_them(
         asked.clear()
         await routing.refresh()
         assert len(asked) >= few + KAD_BUCKET
+
+
+async def test_who_joins_meets_those_it_is_told_of_and_asks_few_of_them(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with routing_cluster(18) as cluster:
+        dead = cluster.id(9)
+        cluster.hub.pause(dead)
+        newcomer = await cluster.start()
+        asked = noted(monkeypatch, newcomer)
+        before = trio.current_time()
+        await newcomer.bootstrap([cluster.where(0)])
+        # One that says nothing is waited for as long as any dial.
+        assert trio.current_time() - before <= DIAL_SECONDS + KAD_SLOW_SECONDS_MAX
+        assert newcomer.table_size == 17
+        assert dead not in newcomer._table
+        assert len(asked) < 15
+        before = trio.current_time()
+        await newcomer.refresh()  # it is remembered
+        assert trio.current_time() - before < DIAL_SECONDS / 2
 
 
 async def test_who_meets_a_peer_of_its_own_network_asks_no_more_than_that_peer(
