@@ -142,7 +142,7 @@ class Connection:
         said: bytes = self._session.secured_conn.said
         return said
 
-    def is_identified(self, identity: Identified) -> None:
+    def learn(self, identity: Identified) -> None:
         """The peer has said who it is."""
         self.identity = identity
         self.identified.set()
@@ -270,5 +270,5 @@ async def _upgrade(
     if session.told:
         # What is not understood may be somebody else's experiment: the peer is asked, then.
         with suppress(ProtocolViolation):
-            connection.is_identified(read(session.told, peer, raw.remote))
+            connection.learn(read(session.told, peer, raw.remote))
     return connection

@@ -100,5 +100,5 @@ class Introductions:
         if message is None:
             raise ProtocolViolation(f"{connection.peer} sent no identify message")
         identity = read(message, connection.peer, connection.remote)
-        connection.is_identified(identity)
+        connection.learn(identity)
         self._announced(connection.peer, identity.addresses)

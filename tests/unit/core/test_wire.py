@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -345,21 +342,6 @@ def test_digest_tells_holdings_apart() -> None:
 
 
 # --- The published schema ----------------------------------------------------------------
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("grpc_tools") is None, reason="grpcio-tools is a dev dependency"
-)
-def test_generated_module_is_that_of_the_schema(tmp_path: Path) -> None:
-    root = PROTO.parents[3]
-    outputs = [f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
-    subprocess.run(
-        [sys.executable, "-m", "grpc_tools.protoc", "-I", str(root), *outputs, str(PROTO)],
-        check=True,
-    )
-    for name in ("fragments_pb2.py", "fragments_pb2.pyi"):
-        made = tmp_path / "dstore/core/proto" / name
-        assert made.read_bytes() == PROTO.with_name(name).read_bytes()
 
 
 def test_reference_names_every_message_number() -> None:
