@@ -176,13 +176,16 @@ class RoutingTable:
         return [e.peer for e in heapq.nsmallest(count, entries, key=lambda e: e.seen)]
 
     def sparse_prefixes(self) -> list[int]:
-        """Common prefix lengths, up to the longest in use, whose bucket is not full."""
+        """Common prefix lengths, up to the longest in use, whose bucket is not full: the widest
+        first, and last those in which peers wait, since it has no place for their subnets."""
         longest = max((i for i, b in self._buckets.items() if b.entries), default=-1)
-        return [
-            index
-            for index in range(longest + 1)
-            if index not in self._buckets or len(self._buckets[index].entries) < self._bucket_size
-        ]
+        sparse: list[int] = []
+        crowded: list[int] = []
+        for index in range(longest + 1):
+            bucket = self._buckets.get(index)
+            if bucket is None or len(bucket.entries) < self._bucket_size:
+                (crowded if bucket and bucket.waiting else sparse).append(index)
+        return sparse + crowded
 
 
 class LookAround:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dstore.core.diversity import subnets_of
 from dstore.core.kad_table import LookAround, RoutingTable
 from dstore.core.kademlia import common_prefix, kad_id
 from dstore.core.peerid import PeerId
@@ -101,6 +102,19 @@ def test_silent_peers_and_room_are_found_for_refresh() -> None:
     sparse = table.sparse_prefixes()
     assert all((prefixes.count(i) < 2) == (i in sparse) for i in range(max(prefixes) + 1))
     assert RoutingTable(OWN).sparse_prefixes() == []
+
+
+def test_where_only_subnets_leave_room_newcomers_are_looked_for_last() -> None:
+    table = RoutingTable(OWN, bucket_size=20)
+    own = kad_id(OWN.binary)
+    there = subnets_of(["/ip4/20.30.40.1/tcp/4001"])
+    of_widest = [p for p in PEERS if common_prefix(own, kad_id(p.binary)) == 0]
+    nearer = [p for p in PEERS if common_prefix(own, kad_id(p.binary)) == 2]
+    for each in of_widest[:10]:
+        table.heard(each, 0, there)
+    table.heard(nearer[0], 0)
+    assert sum(each in table for each in of_widest) < 10  # the others wait
+    assert table.sparse_prefixes() == [1, 2, 0]
 
 
 def test_looking_around_is_over_when_several_in_a_row_name_nobody_for_the_table() -> None:
