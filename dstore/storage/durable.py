@@ -12,7 +12,7 @@ import errno
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -253,28 +253,6 @@ class DurableFiles:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-
-class Shards:
-    """Directories that files are spread over, each made with the first file in it: most stores
-    hold little for long, and none need pay for what it never uses."""
-
-    def __init__(self, known: Iterable[str] = ()) -> None:
-        """`known` are there already, and on disk."""
-        self._known = set(known)
-
-    def make(self, directories: Iterable[str]) -> None:
-        """Have the directories, on disk.  Safe to call from several threads.  Raises
-        StorageFull or NodeError."""
-        new = set(directories) - self._known
-        try:
-            for directory in new:
-                Path(directory).mkdir(mode=0o700, exist_ok=True)
-            for parent in {os.path.dirname(directory) for directory in new}:  # noqa: PTH120
-                sync_directory(parent)
-        except OSError as error:
-            raise node_error(error, f"making {directory}") from error
-        self._known |= new
 
 
 def _discard(file: _Staged) -> None:

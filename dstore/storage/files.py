@@ -20,10 +20,11 @@ from dstore.errors import CorruptStore
 from dstore.limits import BLOCK_BYTES_MAX
 from dstore.storage.blockstore import Usage
 from dstore.storage.direct import read_direct
-from dstore.storage.durable import DurableFiles, Shards, node_error, sync_directory
+from dstore.storage.durable import DurableFiles, node_error, sync_directory
 
 # By the end of the text: every CIDv1 starts alike, and the end of a digest is even.
 _SHARD_HEX_DIGITS: Final = 2
+_SHARDS: Final = 16**_SHARD_HEX_DIGITS
 _USAGE_BYTES_MAX: Final = 256
 # A hash function may be the identity, and its multihash longer than a file name: no such file.
 _ABSENT: Final = {errno.ENOENT, errno.ENAMETOOLONG}
@@ -44,8 +45,7 @@ class FileBlocks:
         directory.mkdir(mode=0o700, exist_ok=True)
         if created:
             sync_directory(directory.parent)
-        # Those of a process that was killed are synced with everything else that it left.
-        self._made = Shards(self._shards())
+        self._spread = len(self._shards()) == _SHARDS
         usage = self._take_usage()
         self.was_clean = created or usage is not None
         if usage is None:
@@ -84,6 +84,17 @@ class FileBlocks:
                         blocks += 1
         return Usage(blocks, total)
 
+    def _make_shards(self) -> None:
+        """With the first block: many a node never keeps a large one.  Raises NodeError."""
+        try:
+            for shard in range(_SHARDS):
+                path = f"{self._prefix}/{shard:0{_SHARD_HEX_DIGITS}x}"
+                Path(path).mkdir(mode=0o700, exist_ok=True)
+            sync_directory(self._prefix)
+        except OSError as error:
+            raise node_error(error, f"making {path}") from error
+        self._spread = True
+
     def _shards(self) -> list[str]:
         """The shards that have been made, in order.  Raises NodeError."""
         try:
@@ -116,7 +127,8 @@ class FileBlocks:
             try:
                 if mine:
                     files = [(self._path(name), content) for name, content in mine]
-                    self._made.make(path.rpartition("/")[0] for path, _ in files)
+                    if not self._spread:
+                        self._make_shards()
                     self._durable.write(files, direct=direct)
                     with self._lock:
                         self._add(len(mine), sum(len(content) for _, content in mine))

@@ -21,7 +21,7 @@ import msgspec
 from dstore.core.cid import CID
 from dstore.errors import CorruptStore, InvalidCid, NodeError, StoreTooNew
 from dstore.limits import RECORD_FILE_BYTES_MAX
-from dstore.storage.durable import DurableFiles, Shards, node_error, sync_directory
+from dstore.storage.durable import DurableFiles, node_error, sync_directory
 from dstore.storage.formatfile import check_format, write_format
 from dstore.storage.rows import HeldSlot, PinMode, PinRecordRow, PinRow, SlotState
 
@@ -49,7 +49,7 @@ class RecordFiles:
         Raises CorruptStore, StoreTooNew."""
         self._directory = directory
         self.damaged: set[Path] = set()  # found by `load_all`
-        self._shards = Shards()
+        self._shards: set[str] = set()  # that are known to be there, and on disk
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = not check_format(directory, _FORMAT_NAME, _FORMAT)
         if fresh:
@@ -73,8 +73,19 @@ class RecordFiles:
                 f"a record of {len(content)} bytes; at most {RECORD_FILE_BYTES_MAX} are kept"
             )
         path = self._path(kind, key)
-        self._shards.make([path.rpartition("/")[0]])
+        self._make_shard(path.rpartition("/")[0])
         self._durable.write([(path, content)])
+
+    def _make_shard(self, shard: str) -> None:
+        """Make a shard's directory with the first record in it: most have none for long."""
+        if shard in self._shards:
+            return
+        try:
+            Path(shard).mkdir(mode=0o700, exist_ok=True)
+            sync_directory(Path(shard).parent)
+        except OSError as error:
+            raise node_error(error, f"making {shard}") from error
+        self._shards.add(shard)
 
     def delete(self, kind: RecordKind, key: bytes) -> None:
         """Remove the record where it exists; it does not come back after a power cut.  Raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from contextlib import closing
@@ -12,7 +13,7 @@ import pytest
 from dstore.core.cid import CID
 from dstore.errors import CorruptStore, NotFoundError, StorageFull, StoreTooNew
 from dstore.limits import BLOCK_BYTES_MAX, SMALL_BLOCK_BYTES
-from dstore.storage import diskstore
+from dstore.storage import diskstore, files
 from dstore.storage.blockstore import Usage
 from dstore.storage.database import Database
 from dstore.storage.diskstore import DiskStore
@@ -226,21 +227,32 @@ def test_counts_survive_a_restart(tmp_path: Path, clean: bool) -> None:
 
 
 @pytest.mark.parametrize("clean", [True, False])
-def test_a_store_has_the_directories_that_it_uses(tmp_path: Path, clean: bool) -> None:
-    blocks = [block(number, LARGE) for number in range(3)]
-    used = {file_of(tmp_path, cid).parent for cid, _ in blocks}
+def test_directories_for_files_are_made_with_the_first_of_them(
+    tmp_path: Path, clean: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> int:
+        return sum(one.is_dir() for one in (tmp_path / "large").iterdir())
+
     store = DiskStore(tmp_path)
-    assert [one for one in (tmp_path / "large").iterdir() if one.is_dir()] == []
-    assert list(store.multihashes()) == []
-    store.put_many(blocks)
+    store.put_many([block(1, 10)])
+    assert (made(), list(store.multihashes())) == (0, [block(1, 10)[0].multihash])
+    store.close()
+    store = DiskStore(tmp_path)
+    monkeypatch.setattr(files, "sync_directory", disk_full)  # as if the disk were full half-way
+    with pytest.raises(StorageFull, match="making"):
+        store.put_many([block(2, LARGE)])
+    monkeypatch.undo()
+    store.put_many([block(2, LARGE)])
+    assert made() == 256
     if clean:
         store.close()
-    for _ in range(2):
-        with closing(DiskStore(tmp_path)) as again:
-            assert {one for one in (tmp_path / "large").iterdir() if one.is_dir()} == used
-            assert set(again.multihashes()) == {cid.multihash for cid, _ in blocks}
-            assert again.usage().blocks == 3
-            again.put_many(blocks)  # into those that were there before
+    with closing(DiskStore(tmp_path)) as again:
+        assert again.usage().blocks == 2
+        assert again.get(block(2, LARGE)[0]) == block(2, LARGE)[1]
+
+
+def disk_full(path: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_damaged_counts_are_counted_anew(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from dstore.errors import NodeError, StorageFull
 from dstore.storage import durable
-from dstore.storage.durable import DurableFiles, GroupCommit, Shards
+from dstore.storage.durable import DurableFiles, GroupCommit
 
 
 class Commits:
@@ -138,39 +138,3 @@ def test_a_name_that_stood_before_outlives_a_failed_sync(
     assert Path(old).read_bytes() in (b"one", b"two")
     assert not Path(new).exists()
     files.close()
-
-
-def test_a_shard_is_made_once_and_is_on_disk_before_a_file_is_in_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[str] = []
-    monkeypatch.setattr(durable, "sync_directory", lambda path: synced.append(str(path)))
-    shards = Shards([f"{tmp_path}/known"])
-    shards.make([f"{tmp_path}/known"])
-    assert (synced, list(tmp_path.iterdir())) == ([], [])
-    shards.make([f"{tmp_path}/{name}" for name in ("known", "a", "b", "a")])
-    assert synced == [str(tmp_path)]
-    shards.make([f"{tmp_path}/a"])
-    assert synced == [str(tmp_path)]
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "b"]
-
-
-@pytest.mark.parametrize("failing", ["mkdir", "sync"])
-def test_a_shard_that_could_not_be_made_is_made_the_next_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    shards = Shards()
-    with monkeypatch.context() as patch:
-        if failing == "mkdir":
-            patch.setattr(Path, "mkdir", full)
-        else:
-            patch.setattr(durable, "sync_directory", full)
-        with pytest.raises(StorageFull, match=r"making .*/a"):
-            shards.make([f"{tmp_path}/a"])
-    synced: list[str] = []
-    monkeypatch.setattr(durable, "sync_directory", lambda path: synced.append(str(path)))
-    shards.make([f"{tmp_path}/a"])
-    assert synced == [str(tmp_path)]
