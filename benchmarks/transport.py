@@ -33,6 +33,7 @@ import trio
 PROTOCOL = "/dstore/bench/1.0.0"
 PIECE = 1024 * 1024
 WARM_MIB = 16
+DATA = secrets.token_bytes(PIECE)  # the same for however many streams, or caches would decide
 QUESTION_BYTES = 64
 STACKS = ("stock", "ours")
 SCRIPT = str(Path(__file__).resolve())
@@ -64,10 +65,9 @@ async def receive(stream: Any, *, whole: bool) -> None:
 
 
 async def send(stream: Any, size: int, *, whole: bool) -> None:
-    data = bytes(PIECE)
     await stream.write(size.to_bytes(8, "big"))
     for _ in range(size // PIECE):
-        await stream.write(data)
+        await stream.write(DATA)
     await drain(stream, 1, whole=whole)
 
 
