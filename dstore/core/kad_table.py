@@ -189,8 +189,8 @@ class RoutingTable:
 
 
 class LookAround:
-    """A random look-up that is only to find peers for a table: whether its answers go on
-    telling of such."""
+    """A look-up that is only to find peers for a table: whether its answers go on telling of
+    such that no answer before did."""
 
     def __init__(self, table: RoutingTable) -> None:
         self._table = table
@@ -198,7 +198,7 @@ class LookAround:
         self._fruitless = 0
 
     def over(self, named: Iterable[PeerId]) -> bool:
-        """Whether it is over with an answer that names these: several in a row named nobody
+        """Whether it is over with an answer that names these: several in a row named nobody new
         for whom the table has room, and the others, who know the same peers, would not."""
         wanted = set(filter(self._table.has_room_for, named))
         new = wanted - self._named
