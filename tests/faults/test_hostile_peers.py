@@ -27,28 +27,13 @@ from dstore.network.identity import key_pair_of
 from dstore.network.negotiate import propose
 from dstore.network.noise import NOISE_PROTOCOL, NoiseTransport
 from dstore.network.ping import PING
-from dstore.network.streams import PeerAddresses, Stream, frame
+from dstore.network.streams import PeerAddresses, frame
 from dstore.network.tcp import TcpConnection
 from dstore.runtime import Runtime
+from tests.unit.network.hosts import ECHO, echo, until, where
 
-ECHO = "/test/echo/1"
 SEEDS = [bytes([number]) * 32 for number in range(1, 6)]
 NOT_UTF8 = b"\x04\xff\xfe\xfd\n"
-
-
-def where(node: Libp2pHost) -> PeerAddresses:
-    return PeerAddresses(node.peer_id, tuple(node.addresses()))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(20):
-        while not condition():  # noqa: ASYNC110  # counters and tables have no event
-            await trio.sleep(0.001)
-
-
-async def echo(stream: Stream) -> None:
-    while data := await stream.read_some():
-        await stream.write(data)
 
 
 async def dial(address: str) -> TcpConnection:

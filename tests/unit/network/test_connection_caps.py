@@ -11,7 +11,7 @@ from dstore.errors import Unreachable
 from dstore.network import swarm
 from dstore.network.host import HostOptions, Libp2pHost, open_host
 from dstore.runtime import Runtime
-from tests.unit.network.test_host_connections import ECHO, SEEDS, echo, until, where
+from tests.unit.network.hosts import ECHO, SEEDS, echo, until, where
 
 
 async def test_connections_are_capped_with_room_kept_for_our_own() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import pytest
 import trio
@@ -19,29 +18,12 @@ from dstore.errors import (
 )
 from dstore.limits import BOOTSTRAP_BACKOFF_SECONDS_MAX
 from dstore.network import bootstrap, swarm
-from dstore.network.host import HostOptions, Libp2pHost, open_host
+from dstore.network.host import HostOptions, open_host
 from dstore.network.identity import peer_id_of
 from dstore.network.ping import PING
 from dstore.network.streams import BufferedReader, Network, PeerAddresses, Stream, frame
 from dstore.runtime import Runtime
-
-ECHO = "/test/echo/1"
-SEEDS = [bytes([number]) * 32 for number in range(1, 9)]
-
-
-def where(node: Libp2pHost) -> PeerAddresses:
-    return PeerAddresses(node.peer_id, tuple(node.addresses()))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(20):
-        while not condition():  # noqa: ASYNC110  # counters and tables have no event
-            await trio.sleep(0.001)
-
-
-async def echo(stream: Stream) -> None:
-    while data := await stream.read_some():
-        await stream.write(data)
+from tests.unit.network.hosts import ECHO, SEEDS, echo, until, where
 
 
 async def exchange(node: Network, peer: PeerId, payload: bytes = b"hello") -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,39 +14,15 @@ import trio.testing
 
 from dstore.errors import ConnectionLost, DeadlineExceeded, ProtocolViolation, Unreachable
 from dstore.network import host, swarm
-from dstore.network.addresses import Endpoint, endpoint_of_socket, parse_endpoint
+from dstore.network.addresses import Endpoint, endpoint_of_socket
 from dstore.network.host import HostOptions, Libp2pHost, open_host
 from dstore.network.identity import key_pair_of, peer_id_of
 from dstore.network.negotiate import propose
 from dstore.network.noise import NOISE_PROTOCOL, NoiseTransport
-from dstore.network.streams import PeerAddresses, Stream
+from dstore.network.streams import PeerAddresses
 from dstore.network.tcp import TcpConnection
-from dstore.network.yamux import YAMUX_PROTOCOL
 from dstore.runtime import Runtime
-
-ECHO = "/test/echo/1"
-SEEDS = [bytes([number]) * 32 for number in range(1, 9)]
-
-
-def where(node: Libp2pHost) -> PeerAddresses:
-    return PeerAddresses(node.peer_id, tuple(node.addresses()))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(20):
-        while not condition():  # noqa: ASYNC110  # counters and tables have no event
-            await trio.sleep(0.001)
-
-
-async def echo(stream: Stream) -> None:
-    while data := await stream.read_some():
-        await stream.write(data)
-
-
-async def raw_to(node: Libp2pHost, *, initiator: bool = True) -> TcpConnection:
-    endpoint = parse_endpoint(node.addresses()[0])
-    stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
-    return TcpConnection(stream, is_initiator=initiator)
+from tests.unit.network.hosts import ECHO, SEEDS, echo, raw_to, until, visitor, where
 
 
 @asynccontextmanager
@@ -148,7 +124,7 @@ async def test_a_node_does_not_connect_to_itself() -> None:
         a.remember(where(a))
         assert not a.known_addresses(a.peer_id)
         # Two nodes with one key: no connection, no harm.
-        async with stranger_at(a, SEEDS[0]):
+        async with visitor(a, SEEDS[0]):
             await until(lambda: a.counters["connections_refused"] == 1)
             assert a.connected() == []
 
@@ -293,26 +269,13 @@ async def test_of_two_dials_at_once_the_one_that_would_give_way_is_not_made_at_a
             assert a.counters["connections_opened"] == 1
 
 
-@asynccontextmanager
-async def stranger_at(node: Libp2pHost, seed: bytes) -> AsyncIterator[None]:
-    """Somebody who connects with `seed` beside our own host of that name."""
-    from dstore.network.connection import upgrade
-
-    noise = NoiseTransport(key_pair_of(seed), [YAMUX_PROTOCOL])
-    connection = await upgrade(await raw_to(node), noise, 5, node.peer_id)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(connection.run)
-        yield
-        await connection.close()
-
-
 async def test_one_peer_cannot_hold_many_connections() -> None:
     async with open_host(HostOptions(), SEEDS[0], Runtime()) as a, trio.open_nursery() as nursery:
         entered = 0
 
         async def hold() -> None:
             nonlocal entered
-            async with stranger_at(a, SEEDS[1]):
+            async with visitor(a, SEEDS[1]):
                 entered += 1
                 await trio.sleep_forever()
 

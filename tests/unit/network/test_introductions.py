@@ -2,61 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-
 import pytest
-import trio
 from libp2p.abc import IRawConnection
 
 from dstore.limits import HANDSHAKE_IDENTIFY_BYTES_MAX
-from dstore.network.addresses import parse_endpoint
-from dstore.network.connection import Connection, upgrade
-from dstore.network.host import HostOptions, Libp2pHost, open_host
+from dstore.network.host import HostOptions, open_host
 from dstore.network.identify import IDENTIFY, describe, describe_in_handshake
-from dstore.network.identity import key_pair_of, peer_id_of
+from dstore.network.identity import peer_id_of
 from dstore.network.negotiate import accept
-from dstore.network.noise import NoiseTransport
-from dstore.network.streams import PeerAddresses, Stream, frame
-from dstore.network.tcp import TcpConnection
-from dstore.network.yamux import YAMUX_PROTOCOL
+from dstore.network.streams import frame
 from dstore.runtime import Runtime
+from tests.unit.network.hosts import ECHO, SEEDS, echo, until, visitor, where
 
-ECHO = "/test/echo/1"
-SEEDS = [bytes([number]) * 32 for number in range(1, 4)]
 PEER = peer_id_of(SEEDS[1])
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(20):
-        while not condition():  # noqa: ASYNC110  # what is known of a peer has no event
-            await trio.sleep(0.001)
-
-
-async def echo(stream: Stream) -> None:
-    while data := await stream.read_some():
-        await stream.write(data)
-
-
-def where(node: Libp2pHost) -> PeerAddresses:
-    return PeerAddresses(node.peer_id, tuple(node.addresses()))
-
-
-@asynccontextmanager
-async def visitor(
-    node: Libp2pHost, describes: Callable[[IRawConnection], bytes]
-) -> AsyncIterator[Connection]:
-    """A connection to `node` from a peer that says of itself what `describes` makes."""
-    noise = NoiseTransport(key_pair_of(SEEDS[1]), [YAMUX_PROTOCOL], describes)
-    endpoint = parse_endpoint(node.addresses()[0])
-    stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
-    raw = TcpConnection(stream, is_initiator=True)
-    connection = await upgrade(raw, noise, 5, node.peer_id)
-    with trio.fail_after(20):  # where it is asked or told nothing
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(connection.run)
-            yield connection
-            await connection.close()
 
 
 def claims(agent: str) -> bytes:
@@ -83,7 +41,7 @@ async def test_it_is_believed_of_the_peer_itself_only() -> None:
         lie = describe(
             SEEDS[2], agent="not me", protocols=[], addresses=[], observed=None, sequence=1
         )
-        async with visitor(node, lambda _: lie) as connection:
+        async with visitor(node, SEEDS[1], lambda _: lie) as connection:
             asked = await connection.accept_stream()  # as if nothing had been said
             assert await accept(asked, {IDENTIFY}.__contains__) == IDENTIFY
             assert node.identified(PEER) is None
@@ -97,7 +55,7 @@ async def test_it_is_believed_of_the_peer_itself_only() -> None:
 @pytest.mark.parametrize("nonsense", [b"\xff", b"\x0a\x05", b"\x32\x02\xff\xfe"])
 async def test_somebody_s_experiment_is_no_reason_to_refuse_a_peer(nonsense: bytes) -> None:
     async with open_host(HostOptions(), SEEDS[0], Runtime()) as node:
-        async with visitor(node, lambda _: nonsense) as connection:
+        async with visitor(node, SEEDS[1], lambda _: nonsense) as connection:
             asked = await connection.accept_stream()
             assert await accept(asked, {IDENTIFY}.__contains__) == IDENTIFY
             assert node.connected() == [PEER]
@@ -122,7 +80,7 @@ async def test_what_changed_during_the_handshake_is_told_after_it() -> None:
             node.set_handler(ECHO, echo)  # it has said already what it speaks
             return claims("late")
 
-        async with visitor(node, late) as connection:
+        async with visitor(node, SEEDS[1], late) as connection:
             assert connection.identity is not None
             assert not connection.speaks(ECHO)
             told = await connection.accept_stream()
