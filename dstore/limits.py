@@ -68,6 +68,7 @@ YAMUX_CONTROL_FRAMES_MAX: Final = 4096  # queued answers to a peer that never re
 # slowly data goes; where nothing at all was heard for longer, the peer is taken for dead.
 KEEPALIVE_SECONDS: Final = 10
 KEEPALIVE_TIMEOUT_SECONDS: Final = 25
+KEEPALIVE_LOOK_SECONDS: Final = 2  # all connections of a node are looked after at once
 RAW_READ_BYTES: Final = 512 * KIB
 # A peer whose answers take less is near; its connection needs no longer queue (which Linux
 # doubles): half a MiB in a millisecond is more than anybody sends.
@@ -414,7 +415,8 @@ assert FETCH_BATCH_BYTES_MAX * FETCH_STREAMS_PER_PEER <= PEER_MEMORY_BYTES_MAX
 assert FETCH_BATCH_BLOCKS_MAX <= GET_BLOCKS_MAX
 assert REPROVIDE_SECONDS * 2 < PROVIDER_SECONDS
 assert REPROVIDE_SECONDS + PROVIDER_DOWNTIME_SECONDS_MAX < PROVIDER_SECONDS
-assert 2 * KEEPALIVE_SECONDS < KEEPALIVE_TIMEOUT_SECONDS < 30
+assert 2 * (KEEPALIVE_SECONDS + KEEPALIVE_LOOK_SECONDS) < KEEPALIVE_TIMEOUT_SECONDS
+assert KEEPALIVE_TIMEOUT_SECONDS + KEEPALIVE_LOOK_SECONDS < 30
 assert HELLO_QUIET_SECONDS < HELLO_SECONDS
 assert HELLO_SECONDS < LABELS_RETRY_SECONDS < LABELS_AGAIN_SECONDS
 # To be asked must not keep an idle connection from making room.

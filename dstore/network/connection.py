@@ -22,7 +22,7 @@ from dstore.errors import ConnectionLost, DeadlineExceeded, InvalidCid, Protocol
 from dstore.limits import STREAM_READ_BYTES_MAX
 from dstore.network.addresses import Endpoint
 from dstore.network.identify import Identified, read
-from dstore.network.negotiate import accept, confirm, proposal, propose
+from dstore.network.negotiate import accept, expect, proposal, propose
 from dstore.network.noise import NOISE_PROTOCOL, NoiseTransport
 from dstore.network.shaping import Line
 from dstore.network.tcp import TcpConnection
@@ -91,13 +91,9 @@ class HostStream:
         await self._stream.write(self._unconfirmed)
 
     async def _confirmed(self, read: Callable[[int], Coroutine[Any, Any, T]], max_bytes: int) -> T:
-        while self._unconfirmed:
-            got = await self._stream.read_some(len(self._unconfirmed))
-            if not got:
-                raise ConnectionLost(f"{self.peer} ended the stream before {self.protocol}")
-            if not self._unconfirmed.startswith(got):
-                raise ProtocolViolation(f"{self.peer} does not agree to {self.protocol}: {got!r}")
-            self._unconfirmed = self._unconfirmed[len(got) :]
+        # What a cancelled read leaves half-way is only good for `reset`.
+        unconfirmed, self._unconfirmed = self._unconfirmed, b""
+        await expect(self._stream, unconfirmed)
         return await read(max_bytes)
 
     def _ended(self) -> None:
@@ -170,13 +166,14 @@ class Connection:
             raise ConnectionLost(f"connection to {self.peer} is closed") from error
         return HostStream(self, stream)
 
-    async def accept_stream(self) -> HostStream:
-        """The next stream the peer opens.  Raises ConnectionLost at the end."""
-        try:
-            stream = await self._session.accept_stream()
-        except MuxedConnUnavailable as error:
-            raise ConnectionLost(f"connection to {self.peer} is closed") from error
-        return HostStream(self, stream)
+    def on_stream(self, take: Callable[[HostStream], None]) -> None:
+        """Have `take` called with every stream that the peer opens, before it is read."""
+        self._session.on_stream = lambda stream: take(HostStream(self, stream))
+
+    def look_after(self) -> None:
+        """To be called every KEEPALIVE_LOOK_SECONDS: ends the connection of a peer that gives no
+        sign of life."""
+        self._session.look_after()
 
     def stream_opened(self) -> None:
         if not self._streams:
@@ -244,7 +241,7 @@ async def _upgrade(
         # Who does not speak Noise is no peer: its agreement is not waited for.
         await raw.write(proposal(NOISE_PROTOCOL))
         session = await noise.secure_outbound(
-            raw, ID(expected.binary), lambda: confirm(raw, NOISE_PROTOCOL)
+            raw, ID(expected.binary), lambda: expect(raw, proposal(NOISE_PROTOCOL))
         )
     else:
         await accept(raw, NOISE_PROTOCOL.__eq__)

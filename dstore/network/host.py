@@ -211,8 +211,9 @@ class Libp2pHost:
         connection = self._swarm.connection(peer)
         if connection is None:
             return False
-        with trio.move_on_after(REQUEST_SECONDS):
-            await connection.identified.wait()
+        if connection.identity is None:
+            with trio.move_on_after(REQUEST_SECONDS):
+                await connection.identified.wait()
         return connection.speaks(protocol)
 
     async def disconnect(self, peer: PeerId) -> None:
@@ -258,7 +259,7 @@ class Libp2pHost:
 
     async def start(self) -> None:
         """For `open_host`: listen, then look for the bootstrap peers."""
-        await self._swarm.listen(self._options.listen)
+        await self._swarm.start(self._options.listen)
         self._nursery.start_soon(self._announce_changes)
         for target in self._bootstrap:
             self._nursery.start_soon(self.stay_connected, target)
@@ -301,24 +302,22 @@ class Libp2pHost:
             self._swarm.counters["handler_errors"] += 1
             log.error("%s failed", what, exc_info=error, extra={"reason": type(error).__name__})
 
-    async def _serve(self, connection: Connection) -> None:
-        """Identify the peer and serve its streams until the connection ends."""
-        async with trio.open_nursery() as nursery:
-            if connection.identity is None:
-                nursery.start_soon(self._identify, connection)
-            if self._introductions.outdated(connection):
-                nursery.start_soon(self._push, connection)
-            while True:
-                try:
-                    stream = await connection.accept_stream()
-                except ConnectionLost:
-                    return
-                if self._served[stream.peer] >= PEER_STREAMS_INBOUND_MAX:
-                    self._swarm.counters["streams_refused"] += 1
-                    await stream.reset()
-                    continue
+    def _serve(self, connection: Connection, nursery: trio.Nursery) -> None:
+        """Identify the peer, and serve the streams that it opens, by tasks of `nursery`."""
+        if connection.identity is None:
+            nursery.start_soon(self._identify, connection)
+        if self._introductions.outdated(connection):
+            nursery.start_soon(self._push, connection)
+
+        def take(stream: HostStream) -> None:
+            if self._served[stream.peer] >= PEER_STREAMS_INBOUND_MAX:
+                self._swarm.counters["streams_refused"] += 1
+                nursery.start_soon(stream.reset)
+            else:
                 self._served[stream.peer] += 1
                 nursery.start_soon(self._serve_stream, stream)
+
+        connection.on_stream(take)
 
     async def _serve_stream(self, stream: HostStream) -> None:
         self._swarm.counters["streams_accepted"] += 1

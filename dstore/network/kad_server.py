@@ -140,7 +140,7 @@ class ServedStreams:
         try:
             with trio.CancelScope() as scope:
                 self._waiting[stream] = scope
-                await self._serve(stream)
+                await self._serve(stream, scope)
             if scope.cancelled_caught:
                 await reset_shielded(stream)
         finally:
@@ -149,23 +149,27 @@ class ServedStreams:
             if not self._of_peer[peer]:
                 del self._of_peer[peer]
 
-    async def _serve(self, stream: Stream) -> None:
+    async def _serve(self, stream: Stream, scope: trio.CancelScope) -> None:
+        """Serve `stream` within `scope`, whose deadline is set for each step."""
         reader = BufferedReader(stream)
         try:
             while True:
-                with trio.fail_after(KAD_SERVED_IDLE_SECONDS):
-                    data = await reader.read_message(KAD_MESSAGE_BYTES_MAX)
+                scope.deadline = trio.current_time() + KAD_SERVED_IDLE_SECONDS
+                data = await reader.read_message(KAD_MESSAGE_BYTES_MAX)
                 if data is None:
                     return
                 # Nothing more is read of this stream meanwhile: its sender is held back.
-                await trio.sleep(self._pace.seconds(stream.peer, trio.current_time()))
+                now = trio.current_time()
+                pause = self._pace.seconds(stream.peer, now)
+                scope.deadline = now + pause + KAD_REQUEST_SECONDS
+                if pause:
+                    await trio.sleep(pause)
                 if stream in self._waiting:
                     self._waiting.move_to_end(stream)
                 answer = self._answer(stream.peer, decode_message(data))
                 if answer is not None:
-                    with trio.fail_after(KAD_REQUEST_SECONDS):
-                        await stream.write(frame(encode_message(answer)))
-        except (ConnectionLost, trio.TooSlowError):
+                    await stream.write(frame(encode_message(answer)))
+        except ConnectionLost:
             await reset_shielded(stream)
 
     def close(self) -> None:

@@ -38,6 +38,9 @@ def _message(text: str) -> bytes:
     return encode_varint(len(body)) + body
 
 
+_HEADER: Final = _message(MULTISTREAM)
+
+
 async def _read_exactly(stream: ByteStream, size: int) -> bytes:
     data = b""
     while len(data) < size:
@@ -67,16 +70,25 @@ async def _read_message(stream: ByteStream) -> str:
         raise ProtocolViolation("negotiation message is not UTF-8") from error
 
 
-async def _read_header(stream: ByteStream) -> None:
-    header = await _read_message(stream)
-    if header != MULTISTREAM:
-        raise ProtocolViolation(f"the other side does not speak multistream-select: {header!r}")
+async def expect(stream: ByteStream, expected: bytes) -> None:
+    """Read `expected` and no more: as the side that wrote a `proposal`, that the other agrees.
+
+    Raises ProtocolViolation at the first bytes that differ; ConnectionLost.  The caller sets
+    the deadline.
+    """
+    while expected:
+        got = await stream.read_some(len(expected))
+        if not got:
+            raise ConnectionLost("the other side left during protocol negotiation")
+        if not expected.startswith(got):
+            raise ProtocolViolation(f"the other side does not agree to {expected!r}: {got!r}")
+        expected = expected[len(got) :]
 
 
 def proposal(protocol: str) -> bytes:
     """What the side that opened a stream writes at first to propose `protocol`, and what the
     other writes to agree.  Where it is known to, the first request may follow at once."""
-    return _message(MULTISTREAM) + _message(protocol)
+    return _HEADER + _message(protocol)
 
 
 async def propose(stream: ByteStream, protocols: Sequence[str]) -> str:
@@ -87,7 +99,7 @@ async def propose(stream: ByteStream, protocols: Sequence[str]) -> str:
     """
     # Header and first proposal together save a round trip.
     await stream.write(proposal(protocols[0]))
-    await _read_header(stream)
+    await expect(stream, _HEADER)
     for index, protocol in enumerate(protocols):
         if index:
             await stream.write(_message(protocol))
@@ -99,26 +111,15 @@ async def propose(stream: ByteStream, protocols: Sequence[str]) -> str:
     raise ProtocolViolation(f"the other side speaks none of {', '.join(protocols)}")
 
 
-async def confirm(stream: ByteStream, protocol: str) -> None:
-    """As the side that wrote `proposal(protocol)`: read that the other agrees.
-
-    Raises ProtocolViolation where it does not; ConnectionLost.  The caller sets the deadline.
-    """
-    await _read_header(stream)
-    answer = await _read_message(stream)
-    if answer != protocol:
-        raise ProtocolViolation(f"{answer!r} in answer to a proposal of {protocol}")
-
-
 async def accept(stream: ByteStream, speaks: Callable[[str], bool]) -> str:
     """As the side that accepted `stream`: the protocol agreed on.
 
     Raises ProtocolViolation after NEGOTIATE_PROPOSALS_MAX misses or on nonsense;
     ConnectionLost.  The caller sets the deadline.
     """
-    await _read_header(stream)
+    await expect(stream, _HEADER)
     # Sent before the proposal is read: stock py-libp2p waits for it with its proposal.
-    await stream.write(_message(MULTISTREAM))
+    await stream.write(_HEADER)
     for _ in range(NEGOTIATE_PROPOSALS_MAX):
         proposal = await _read_message(stream)
         if speaks(proposal):

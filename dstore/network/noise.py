@@ -27,7 +27,7 @@ from multiaddr import Multiaddr
 from noise.exceptions import NoiseHandshakeError, NoiseInvalidMessage, NoiseValueError
 
 from dstore.errors import ConnectionLost, ProtocolViolation
-from dstore.limits import HANDSHAKE_SECONDS, KIB, NOISE_PLAINTEXT_BYTES_MAX, RAW_READ_BYTES
+from dstore.limits import KIB, NOISE_PLAINTEXT_BYTES_MAX, RAW_READ_BYTES
 from dstore.network.noise_handshake import Handshakes, Shaken
 from dstore.network.tcp import TcpConnection
 
@@ -303,8 +303,8 @@ class NoiseTransport:
         self._handshakes = Handshakes(key_pair, muxers, describe)
 
     async def secure_inbound(self, conn: IRawConnection) -> NoiseSession:
-        """Raises HandshakeFailure, also when HANDSHAKE_SECONDS pass."""
-        shaken = await _in_time(self._handshakes.respond(conn))
+        """Raises HandshakeFailure.  The caller sets the deadline."""
+        shaken = await _valid(self._handshakes.respond(conn))
         return NoiseSession(self._key_pair, shaken, conn, is_initiator=False)
 
     async def secure_outbound(
@@ -314,17 +314,14 @@ class NoiseTransport:
         agreed: Callable[[], Awaitable[object]] | None = None,
     ) -> NoiseSession:
         """`agreed`, where given, reads what comes before the peer's first message.
-        Raises HandshakeFailure, also when HANDSHAKE_SECONDS pass; what `agreed` raises."""
-        shaken = await _in_time(self._handshakes.initiate(conn, peer_id, agreed))
+        Raises HandshakeFailure; what `agreed` raises.  The caller sets the deadline."""
+        shaken = await _valid(self._handshakes.initiate(conn, peer_id, agreed))
         return NoiseSession(self._key_pair, shaken, conn, is_initiator=True)
 
 
-async def _in_time(handshake: Awaitable[Shaken]) -> Shaken:
+async def _valid(handshake: Awaitable[Shaken]) -> Shaken:
     try:
-        with trio.fail_after(HANDSHAKE_SECONDS):
-            return await handshake
-    except trio.TooSlowError as error:
-        raise HandshakeFailure(f"noise: no handshake in {HANDSHAKE_SECONDS} s") from error
+        return await handshake
     except HandshakeFailure:
         raise
     except _MALFORMED as error:

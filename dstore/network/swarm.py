@@ -36,6 +36,7 @@ from dstore.limits import (
     HANDSHAKES_PENDING_MAX,
     IDLE_STREAM_SECONDS,
     INBOUND_IDLE_SECONDS,
+    KEEPALIVE_LOOK_SECONDS,
     NEGOTIATE_SECONDS,
 )
 from dstore.network.addresses import Endpoint, dialable, endpoint_of_socket, parse_endpoint
@@ -44,7 +45,7 @@ from dstore.network.noise import NoiseTransport
 from dstore.network.peers import AddressBook
 from dstore.network.shaping import Shaper
 from dstore.network.streams import PeerAddresses
-from dstore.network.tcp import TcpConnection
+from dstore.network.tcp import DirectSocket, TcpConnection
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,8 @@ class _Dial:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     done: trio.Event = field(default_factory=trio.Event)
     errors: list[DstoreError] = field(default_factory=list)
-    connection: Connection | None = None
+    made: Connection | None = None
+    connection: Connection | None = None  # to use: the one made, or one that the peer dialled
 
 
 class Swarm:
@@ -85,11 +87,12 @@ class Swarm:
         noise: NoiseTransport,
         limits: SwarmLimits,
         nursery: trio.Nursery,
-        serve: Callable[[Connection], Awaitable[None]],
+        serve: Callable[[Connection, trio.Nursery], None],
         contain: Contain,
         shaper: Shaper,
     ) -> None:
-        """`serve` runs beside each connection; `contain` runs what must not end the node."""
+        """`serve` is called with each connection and the nursery for what runs beside it;
+        `contain` runs what must not end the node."""
         self.own = own
         self.book = AddressBook(keep=self.is_connected)
         self.counters: Counter[str] = Counter()
@@ -126,8 +129,8 @@ class Swarm:
 
     # --- Listening ------------------------------------------------------------------
 
-    async def listen(self, addresses: Sequence[str]) -> None:
-        """Accept connections on every one of `addresses`; all or none.
+    async def start(self, addresses: Sequence[str]) -> None:
+        """Look after connections, and accept them on every one of `addresses`; all or none.
         Raises ConfigError (not an address), NodeError (in use, not ours)."""
         listeners: list[trio.SocketListener] = []
         try:
@@ -142,6 +145,7 @@ class Swarm:
         ]
         if listeners:
             self._nursery.start_soon(self._accept_all, listeners)
+        self._nursery.start_soon(self._look_after_all)
 
     async def _accept_all(self, listeners: list[trio.SocketListener]) -> None:
         with self._accepting:
@@ -150,10 +154,11 @@ class Swarm:
 
     async def _accepted(self, stream: trio.SocketStream) -> None:
         self.counters["connections_accepted"] += 1
+        direct = DirectSocket(stream)
         try:
-            raw = TcpConnection(stream, is_initiator=False, shaper=self._shaper)
+            raw = TcpConnection(direct, is_initiator=False, shaper=self._shaper)
         except (OSError, ValueError):
-            await trio.aclose_forcefully(stream)
+            await direct.aclose()
             return
         source = _source(raw.remote)
         if not self._has_room(raw.remote) and not self._make_room(raw.remote):
@@ -224,11 +229,17 @@ class Swarm:
 
     # --- Keeping --------------------------------------------------------------------
 
+    async def _look_after_all(self) -> None:
+        while True:
+            await trio.sleep(KEEPALIVE_LOOK_SECONDS)
+            for connection in (*self._live.values(), *self._spare.values()):
+                connection.look_after()
+
     async def _keep(self, connection: Connection) -> None:
         """Run an admitted connection until it ends, and forget it then."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._serve, connection)
+                self._serve(connection, nursery)
                 try:
                     await connection.run()
                 finally:
@@ -359,6 +370,7 @@ class Swarm:
         return dial
 
     async def _dial(self, peer: PeerId, dial: _Dial) -> None:
+        """Dial, and run the connection that this makes."""
         self.counters["dials"] += 1
         try:
             with dial.scope:
@@ -366,52 +378,60 @@ class Swarm:
         finally:
             del self._dials[peer]
             dial.done.set()
+            # Also when cancelled: it is closed in order then.
+            if (made := dial.made) is not None:
+                await self._contain(f"connection to {made.remote}", lambda: self._keep(made))
 
     async def _dial_all(self, peer: PeerId, dial: _Dial) -> None:
         """Try the addresses, each a little after the one before or when that failed."""
-        with trio.move_on_after(self._limits.dial_seconds) as waiting:
-            await self._dialling.acquire_on_behalf_of(dial)
-        if waiting.cancelled_caught:
+        if not await self._may_dial(dial):
             dial.errors.append(DeadlineExceeded(f"{DIALS_MAX} dials are under way already"))
             return
         try:
             if self.connection(peer) is not None:
                 return  # it dialled this node while this one waited for its turn
+            if len(dial.addresses) == 1:
+                await self._attempt(peer, dial.addresses[0], dial)
+                return
             async with trio.open_nursery() as attempts:
+
+                async def attempt(address: str, failed: trio.Event) -> None:
+                    if await self._attempt(peer, address, dial):
+                        attempts.cancel_scope.cancel()
+                    failed.set()
+
                 for address in dial.addresses:
                     failed = trio.Event()
-                    attempts.start_soon(
-                        self._attempt, peer, address, dial, failed, attempts.cancel_scope
-                    )
+                    attempts.start_soon(attempt, address, failed)
                     with trio.move_on_after(DIAL_STAGGER_SECONDS):
                         await failed.wait()
         finally:
             self._dialling.release_on_behalf_of(dial)
 
-    async def _attempt(
-        self,
-        peer: PeerId,
-        address: str,
-        dial: _Dial,
-        failed: trio.Event,
-        attempts: trio.CancelScope,
-    ) -> None:
+    async def _may_dial(self, dial: _Dial) -> bool:
+        """Wait until so few are dialled that one more may be; False where that takes too long."""
+        try:
+            self._dialling.acquire_on_behalf_of_nowait(dial)
+        except trio.WouldBlock:
+            with trio.move_on_after(self._limits.dial_seconds) as waiting:
+                await self._dialling.acquire_on_behalf_of(dial)
+            return not waiting.cancelled_caught
+        return True
+
+    async def _attempt(self, peer: PeerId, address: str, dial: _Dial) -> bool:
+        """Whether this made the connection."""
         try:
             connection = await self._connect(peer, address)
         except (Unreachable, DeadlineExceeded, ConnectionLost, ProtocolViolation) as error:
             dial.errors.append(error)
             self.book.failed(peer, address)
             self.counters["dial_attempts_failed"] += 1
-            failed.set()
-            return
+            return False
         # No checkpoint from here on: no other attempt can win as well.
         self.book.reached(peer, address)
+        dial.made = connection
         self._admit(connection)
-        self._nursery.start_soon(self._dialled, connection)
-        attempts.cancel()
-
-    async def _dialled(self, connection: Connection) -> None:
-        await self._contain(f"connection to {connection.remote}", lambda: self._keep(connection))
+        return True
 
     async def _connect(self, peer: PeerId, address: str) -> Connection:
         endpoint = parse_endpoint(address)
@@ -422,10 +442,11 @@ class Swarm:
             raise DeadlineExceeded(f"{address} did not answer") from error
         except OSError as error:
             raise Unreachable(f"{address}: {error}") from error
+        direct = DirectSocket(stream)
         try:
-            raw = TcpConnection(stream, is_initiator=True, shaper=self._shaper)
+            raw = TcpConnection(direct, is_initiator=True, shaper=self._shaper)
         except OSError as error:
-            await trio.aclose_forcefully(stream)
+            await direct.aclose()
             raise Unreachable(f"{address}: left at once: {error}") from error
         return await upgrade(raw, self._noise, self._limits.handshake_seconds, expected=peer)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
 from libp2p.abc import ConnectionType, IRawConnection
@@ -17,6 +17,7 @@ from libp2p.io.exceptions import ConnectionClosedError
 from dstore.errors import ConnectionLost, ProtocolViolation
 from dstore.limits import (
     HANDSHAKE_BYTES_MAX,
+    KIB,
     NEAR_MICROSECONDS,
     NEAR_SEND_BUFFER_BYTES,
     RAW_READ_BYTES,
@@ -33,6 +34,68 @@ _RTT: Final = struct.Struct("=I")
 _RTT_AT: Final = 68
 _RTT_END: Final = _RTT_AT + _RTT.size
 
+_SHORT_BYTES: Final = 16 * KIB
+
+
+class ByteSocket(Protocol):
+    """A connected socket: trio's own stream of one, or `DirectSocket`."""
+
+    @property
+    def socket(self) -> Any: ...
+
+    async def send_all(self, data: memoryview) -> None: ...
+
+    async def receive_some(self, max_bytes: int) -> bytes | bytearray: ...
+
+    async def aclose(self) -> None: ...
+
+
+class DirectSocket:
+    """The socket of a trio stream, without that stream: it lets all other tasks have their turns
+    after every call, of which most here are short and done at once."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        taken = stream.socket
+        self.socket = socket.socket(taken.family, taken.type, taken.proto, taken.detach())
+        self.socket.setblocking(False)
+
+    async def send_all(self, data: memoryview) -> None:
+        """All of `data`; a long one is followed by a turn of the other tasks.  Raises
+        BrokenResourceError, ClosedResourceError."""
+        left = data
+        while left:
+            try:
+                left = left[self.socket.send(left) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self.socket.fileno())
+            except OSError as error:
+                raise trio.BrokenResourceError(str(error)) from error
+        if len(data) > _SHORT_BYTES:
+            await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        """At least one byte; b"" at the end.  Raises BrokenResourceError, ClosedResourceError."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        waited = False
+        while True:
+            try:
+                data = self.socket.recv(max_bytes)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.socket.fileno())
+                waited = True
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError(str(error)) from error
+            if not waited:
+                # Who sends without end takes no more than its turns.
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            return data
+
+    async def aclose(self) -> None:
+        """Close it; whoever waits for it hears ClosedResourceError."""
+        trio.lowlevel.notify_closing(self.socket.fileno())
+        self.socket.close()
+
 
 class TcpLost(ConnectionLost, ConnectionClosedError):  # type: ignore[misc]  # libp2p is untyped
     """The connection broke; for libp2p's callers and for ours."""
@@ -44,7 +107,7 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
     when a read has to wait for the peer."""
 
     def __init__(
-        self, stream: trio.SocketStream, *, is_initiator: bool, shaper: Shaper | None = None
+        self, stream: ByteSocket, *, is_initiator: bool, shaper: Shaper | None = None
     ) -> None:
         """Raises OSError where the peer has left already."""
         self.is_initiator = is_initiator
@@ -139,7 +202,7 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
             view = view[len(piece) :]
 
     async def close(self) -> None:
-        await trio.aclose_forcefully(self._stream)
+        await self._stream.aclose()
 
     def get_remote_address(self) -> tuple[str, int]:
         return self.remote.host, self.remote.port

@@ -1,7 +1,9 @@
 """A yamux session over a secured connection: a thin driver around `core/yamux.py`.
 
-One task reads, one writes what is queued, one keeps alive; no lock and no task per frame
-stand between them.  The rules of the protocol are in the state machine, not here.
+One task reads, one writes what is queued; no lock and no task per frame stand between them.
+Whether the peer still lives is asked by whoever keeps the sessions (`look_after`), for all at
+once: a timer for each would wake the process for each.  The rules of the protocol are in the
+state machine, not here.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from dstore.core.yamux_frames import (
 from dstore.errors import ConnectionLost, DeadlineExceeded, DstoreError, ProtocolViolation
 from dstore.limits import (
     CLOSE_SECONDS,
+    KEEPALIVE_LOOK_SECONDS,
     KEEPALIVE_SECONDS,
     KEEPALIVE_TIMEOUT_SECONDS,
     NEGOTIATE_SECONDS,
@@ -53,8 +56,8 @@ __all__ = [
 
 YAMUX_PROTOCOL: Final = "/yamux/1.0.0"
 
-# In which the first streams are opened, and answered where the peer's are here already.
-_FIRST_TURNS: Final = 4
+# In which who waited for the connection opens the first streams.
+_FIRST_TURNS: Final = 2
 
 # What may end a connection; anything else is a fault of ours and must be seen.
 _ENDINGS = (
@@ -76,7 +79,8 @@ class StreamsExhausted(DeadlineExceeded, MuxedConnError):  # type: ignore[misc] 
 
 class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
     """One connection.  `start` runs it until it ends, by either side or by loss; it never
-    raises for what the peer or the network does.  `on_close`, where set, is awaited then."""
+    raises for what the peer or the network does.  `on_close`, where set, is awaited then.
+    `on_stream`, where set, is given what the peer opens, in place of `accept_stream`."""
 
     def __init__(self, conn: ISecureConn, peer_id: ID, limits: YamuxLimits | None = None) -> None:
         self.peer_id = peer_id
@@ -84,6 +88,7 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
         self.event_started = trio.Event()
         self.event_closed = trio.Event()
         self.on_close: Callable[[], Awaitable[Any]] | None = None
+        self.on_stream: Callable[[YamuxStream], None] | None = None
         self.core = YamuxConnection(initiator=conn.is_initiator, limits=limits)
         self.ending: str | None = None  # why the connection ends
         self._initiator: bool = conn.is_initiator
@@ -97,6 +102,9 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
         self._drained = trio.Event()  # all is written that will be
         self._heard_at = trio.current_time()  # when messages last came
         self._sent_at = self._heard_at  # when messages last had all gone out
+        self._looked_at = self._tidied_at = self._heard_at
+        self._resumed_at = self._pinged_at = -math.inf
+        self._ping_value = 0
         self._scope: trio.CancelScope | None = None
         self._finishing = False
 
@@ -155,11 +163,14 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
             await self._arrival.wait()
         if self.ending is not None:
             raise SessionEnded(self.ending)
-        stream_id = next(iter(self._arrived))
-        stream = self._arrived.pop(stream_id)
-        self.core.accept(stream_id)
+        stream = self._accept_next()
         self.operated()
         return stream
+
+    def _accept_next(self) -> YamuxStream:
+        stream_id = next(iter(self._arrived))
+        self.core.accept(stream_id)
+        return self._arrived.pop(stream_id)
 
     async def start(self) -> None:
         """Run the connection until it has ended and is closed."""
@@ -169,9 +180,8 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
         try:
             async with trio.open_nursery() as nursery:
                 self._scope = nursery.cancel_scope
-                nursery.start_soon(self._run, self._read_loop)
                 nursery.start_soon(self._run, self._write_loop)
-                nursery.start_soon(self._run, self._keep_alive)
+                await self._run(self._read_loop)
         finally:
             with trio.CancelScope(shield=True):
                 await self._finish()
@@ -194,6 +204,41 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
         finally:
             self._scope.cancel()
         await self.event_closed.wait()
+
+    def look_after(self) -> None:
+        """Ask whether the peer lives, where it is time; end the connection where it does not.  To
+        be called every KEEPALIVE_LOOK_SECONDS while the session runs."""
+        if self._scope is None or self.ending is not None:
+            return
+        conn = self.secured_conn
+        # Bytes of any kind show life: on a slow line the answer queues behind them.
+        heard_at = conn.heard_at if isinstance(conn, NoiseSession) else None
+        heard_at = self._heard_at if heard_at is None else heard_at
+        now = trio.current_time()
+        if now > self._looked_at + KEEPALIVE_LOOK_SECONDS + KEEPALIVE_SECONDS:
+            self._resumed_at = now  # this process was stopped: what came meanwhile is not read yet
+        self._looked_at = now
+        if now >= max(heard_at, self._resumed_at) + KEEPALIVE_TIMEOUT_SECONDS:
+            self._give_up(f"no sign of life in {KEEPALIVE_TIMEOUT_SECONDS} s")
+            return
+        if now >= self._tidied_at + KEEPALIVE_SECONDS:
+            self._tidied_at = now
+            self.core.expire_lingering()
+            if self.core.is_over:
+                self._give_up("the peer closed the connection")
+                return
+        # Where bytes go both ways each side knows that the other lives, and one ping makes them:
+        # who dialled asks, the other only a little later.
+        patience = KEEPALIVE_SECONDS * (1 if self._initiator else 1.25)
+        if now >= max(min(heard_at, self._sent_at), self._pinged_at) + patience:
+            self._ping_value, self._pinged_at = (self._ping_value + 1) % 2**32, now
+            self.core.ping(self._ping_value)
+        self.operated()
+
+    def _give_up(self, reason: str) -> None:
+        assert self._scope is not None
+        self._end(reason)
+        self._scope.cancel()
 
     # --- Called by the streams ----------------------------------------------------------
 
@@ -219,7 +264,7 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
         self._streams.pop(stream_id, None)
         self._arrived.pop(stream_id, None)
 
-    # --- The three tasks ----------------------------------------------------------------
+    # --- The two tasks ------------------------------------------------------------------
 
     async def _run(self, loop: Callable[[], Awaitable[None]]) -> None:
         """Whichever task ends first ends the connection."""
@@ -244,6 +289,8 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
                     self._on_event(event)
             if core.is_over:
                 raise ConnectionLost("the peer closed the connection")
+            while self._arrived and self.on_stream is not None:
+                self.on_stream(self._accept_next())
             self.operated()
 
     async def _receive(self) -> Sequence[bytes]:
@@ -258,11 +305,13 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
     async def _write_loop(self) -> None:
         conn = self.secured_conn
         fast = conn if isinstance(conn, NoiseSession) else None
-        # What the first streams say goes with the end of the handshake.
-        for _ in range(_FIRST_TURNS):
-            await trio.lowlevel.checkpoint()
-        if fast is not None and not self.core.pending_bytes:
-            await fast.flush()
+        if fast is not None and self._initiator:
+            # What the first streams say goes with the end of the handshake.
+            for _ in range(_FIRST_TURNS):
+                if not self.core.pending_bytes:
+                    await trio.lowlevel.checkpoint()
+            if not self.core.pending_bytes:
+                await fast.flush()
         # Whether nobody else wrote the last time, and whether this message waited for nobody.
         alone = hurried = False
         while True:
@@ -293,37 +342,6 @@ class YamuxSession(IMuxedConn):  # type: ignore[misc] # libp2p is untyped
                     # message.  Where nobody did, nobody is waited for the next time.
                     await trio.lowlevel.checkpoint()
                     alone = not self._joined
-
-    async def _keep_alive(self) -> None:
-        # Where bytes go both ways each side knows that the other lives, and one ping makes them:
-        # who dialled asks, the other only a little later.
-        patience = KEEPALIVE_SECONDS * (1 if self._initiator else 1.25)
-        value, pinged_at = 0, -math.inf
-        look_at = trio.current_time() + KEEPALIVE_SECONDS
-        wake_at, resumed_at = look_at, -math.inf
-        while True:
-            # Bytes of any kind show life: on a slow line the answer queues behind them.
-            conn = self.secured_conn
-            heard_at = conn.heard_at if isinstance(conn, NoiseSession) else None
-            heard_at = self._heard_at if heard_at is None else heard_at
-            now = trio.current_time()
-            if now > wake_at + KEEPALIVE_SECONDS:
-                resumed_at = now  # this process was stopped: what came meanwhile is not read yet
-            lost_at = max(heard_at, resumed_at) + KEEPALIVE_TIMEOUT_SECONDS
-            if now >= lost_at:
-                raise ConnectionLost(f"no sign of life in {KEEPALIVE_TIMEOUT_SECONDS} s")
-            if now >= look_at:
-                look_at = now + KEEPALIVE_SECONDS
-                self.core.expire_lingering()
-                if self.core.is_over:
-                    raise ConnectionLost("the peer closed the connection")
-            busy_at = max(min(heard_at, self._sent_at), pinged_at)
-            if now >= busy_at + patience:
-                value, pinged_at, busy_at = (value + 1) % 2**32, now, now
-                self.core.ping(value)
-            self.operated()
-            wake_at = min(look_at, busy_at + patience, lost_at)
-            await trio.sleep_until(wake_at)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, StreamOpened):

@@ -18,6 +18,7 @@ from multiaddr import Multiaddr
 from dstore.core.peerid import PeerId
 from dstore.errors import ConnectionLost, DstoreError
 from dstore.network import host as host_module
+from dstore.network import swarm as swarm_module
 from dstore.network import yamux as yamux_module
 from dstore.network.addresses import parse_endpoint
 from dstore.network.connection import Connection, upgrade
@@ -364,6 +365,7 @@ class Proxy:
 
 async def test_a_half_open_connection_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     # D15: libp2p has no keep-alive.
+    monkeypatch.setattr(swarm_module, "KEEPALIVE_LOOK_SECONDS", 0.01)
     async with (
         open_host(HostOptions(), SEEDS[0], Runtime()) as a,
         open_host(HostOptions(), SEEDS[1], Runtime()) as b,

@@ -9,7 +9,7 @@ import trio
 from libp2p.abc import IRawConnection
 
 from dstore.network.addresses import parse_endpoint
-from dstore.network.connection import Connection, upgrade
+from dstore.network.connection import Connection, HostStream, upgrade
 from dstore.network.host import Libp2pHost
 from dstore.network.identity import key_pair_of
 from dstore.network.noise import NoiseTransport
@@ -40,6 +40,11 @@ async def raw_to(node: Libp2pHost, *, initiator: bool = True) -> TcpConnection:
     endpoint = parse_endpoint(node.addresses()[0])
     stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
     return TcpConnection(stream, is_initiator=initiator)
+
+
+async def next_stream(connection: Connection) -> HostStream:
+    """What the peer opens next, on a connection whose streams nobody serves."""
+    return HostStream(connection, await connection._session.accept_stream())
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from dstore.network.identity import peer_id_of
 from dstore.network.negotiate import accept
 from dstore.network.streams import frame
 from dstore.runtime import Runtime
-from tests.unit.network.hosts import ECHO, SEEDS, echo, until, visitor, where
+from tests.unit.network.hosts import ECHO, SEEDS, echo, next_stream, until, visitor, where
 
 PEER = peer_id_of(SEEDS[1])
 
@@ -42,7 +42,7 @@ async def test_it_is_believed_of_the_peer_itself_only() -> None:
             SEEDS[2], agent="not me", protocols=[], addresses=[], observed=None, sequence=1
         )
         async with visitor(node, SEEDS[1], lambda _: lie) as connection:
-            asked = await connection.accept_stream()  # as if nothing had been said
+            asked = await next_stream(connection)  # as if nothing had been said
             assert await accept(asked, {IDENTIFY}.__contains__) == IDENTIFY
             assert node.identified(PEER) is None
             truth = describe(
@@ -56,7 +56,7 @@ async def test_it_is_believed_of_the_peer_itself_only() -> None:
 async def test_somebody_s_experiment_is_no_reason_to_refuse_a_peer(nonsense: bytes) -> None:
     async with open_host(HostOptions(), SEEDS[0], Runtime()) as node:
         async with visitor(node, SEEDS[1], lambda _: nonsense) as connection:
-            asked = await connection.accept_stream()
+            asked = await next_stream(connection)
             assert await accept(asked, {IDENTIFY}.__contains__) == IDENTIFY
             assert node.connected() == [PEER]
 
@@ -83,5 +83,5 @@ async def test_what_changed_during_the_handshake_is_told_after_it() -> None:
         async with visitor(node, SEEDS[1], late) as connection:
             assert connection.identity is not None
             assert not connection.speaks(ECHO)
-            told = await connection.accept_stream()
+            told = await next_stream(connection)
             assert await accept(told, lambda _: True) == "/ipfs/id/push/1.0.0"

@@ -11,7 +11,7 @@ from trio.testing import memory_stream_pair
 from dstore.core.cid import encode_varint
 from dstore.errors import ConnectionLost, ProtocolViolation
 from dstore.limits import NEGOTIATE_MESSAGE_BYTES_MAX, NEGOTIATE_PROPOSALS_MAX
-from dstore.network.negotiate import accept, confirm, propose
+from dstore.network.negotiate import accept, expect, proposal, propose
 
 
 class Pipe:
@@ -130,6 +130,11 @@ async def test_with_the_negotiator_of_libp2p(ours_proposes: bool) -> None:
         message(b"/multistream/1.0.0"),
         message(b"/multistream/2.0.0\n"),
         HEADER + b"\x04\xff\xfe\xfd\n",
+        HEADER + b"\xff\xfe\xfd\xfc",
+        HEADER + b"\x00",
+        HEADER + b"\x80\x00",
+        HEADER + b"\x80" * 9 + b"\x01",
+        HEADER + message(b"x" * NEGOTIATE_MESSAGE_BYTES_MAX + b"\n"),
         HEADER + message(b"no newline"),
         HEADER + message(b"/not-there\n") * (NEGOTIATE_PROPOSALS_MAX + 1),
         b"GET / HTTP/1.1\r\nHost: node.example\r\n" + b"Accept: */*\r\n" * 9,
@@ -155,11 +160,13 @@ async def test_an_answer_to_another_question_is_a_violation() -> None:
 
 async def test_agreement_to_what_was_proposed_ahead() -> None:
     script = Script(HEADER + message(b"/here\n") + b"the rest")
-    await confirm(script, "/here")
+    await expect(script, proposal("/here"))
     assert script.data == b"the rest"
     for refusal in (b"na\n", b"/there\n"):
-        with pytest.raises(ProtocolViolation, match="in answer to a proposal of /here"):
-            await confirm(Script(HEADER + message(refusal)), "/here")
+        with pytest.raises(ProtocolViolation, match="does not agree to"):
+            await expect(Script(HEADER + message(refusal)), proposal("/here"))
+    with pytest.raises(ConnectionLost):
+        await expect(Script(HEADER), proposal("/here"))
 
 
 @given(st.binary(max_size=200))

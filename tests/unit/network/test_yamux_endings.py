@@ -21,6 +21,7 @@ from dstore.core.yamux_frames import GO_AWAY, PING, SYN, WINDOW_UPDATE
 from dstore.errors import ConnectionLost
 from dstore.limits import (
     CLOSE_SECONDS,
+    KEEPALIVE_LOOK_SECONDS,
     KEEPALIVE_SECONDS,
     KEEPALIVE_TIMEOUT_SECONDS,
     MIB,
@@ -83,7 +84,8 @@ class TestLoss:
             start = trio.current_time()
             with pytest.raises(ConnectionLost, match="no sign of life"):
                 await stream.write(bytes(10 * MIB))
-            assert trio.current_time() - start == KEEPALIVE_TIMEOUT_SECONDS
+            noticed_after = trio.current_time() - start
+            assert 0 <= noticed_after - KEEPALIVE_TIMEOUT_SECONDS < KEEPALIVE_LOOK_SECONDS
             await session.event_closed.wait()
 
     async def test_a_peer_that_is_only_slow_to_answer_stays(

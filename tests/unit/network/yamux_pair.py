@@ -11,6 +11,7 @@ import trio.testing
 from dstore.core.yamux import YamuxLimits
 from dstore.core.yamux_frames import HEADER
 from dstore.errors import ConnectionLost
+from dstore.limits import KEEPALIVE_LOOK_SECONDS
 from dstore.network.yamux import YamuxSession, YamuxStream
 
 
@@ -84,6 +85,14 @@ def wires(capacity: int = 256 * 1024) -> tuple[Wire, Wire]:
     return Wire(one, other, is_initiator=True), Wire(other, one, is_initiator=False)
 
 
+async def look_after(*sessions: YamuxSession) -> None:
+    """As whoever keeps sessions does."""
+    while True:
+        await trio.sleep(KEEPALIVE_LOOK_SECONDS)
+        for session in sessions:
+            session.look_after()
+
+
 @asynccontextmanager
 async def sessions(
     capacity: int = 256 * 1024, limits: YamuxLimits | None = None
@@ -94,6 +103,7 @@ async def sessions(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(a.start)
         nursery.start_soon(b.start)
+        nursery.start_soon(look_after, a, b)
         await a.event_started.wait()
         await b.event_started.wait()
         yield a, b, nursery
@@ -110,6 +120,7 @@ async def against_raw(*, stopped: bool = False) -> AsyncIterator[tuple[YamuxSess
     session = YamuxSession(wire, "raw")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.start)
+        nursery.start_soon(look_after, session)
         await session.event_started.wait()
         yield session, raw
         nursery.cancel_scope.cancel()
