@@ -101,7 +101,7 @@ class Crowd:
         try:
             await self._trickle(raw.write, _BEGINNING)
         finally:
-            await trio.aclose_forcefully(raw._stream)
+            await raw.close()
 
     async def _handshake(self) -> None:
         raw = await self._dial()
@@ -110,7 +110,7 @@ class Crowd:
             await raw.write(_LONG)
             await self._trickle(raw.write, b"x")
         finally:
-            await trio.aclose_forcefully(raw._stream)
+            await raw.close()
 
     async def _http(self, start: bytes) -> None:
         stream = await trio.open_tcp_stream("127.0.0.1", self._gateway)

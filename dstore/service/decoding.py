@@ -8,7 +8,7 @@ a wrong one is named and not asked again.  Nothing leaves that was not checked a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,8 +50,15 @@ class StripeDecoder:
     """Makes missing blocks of stripes; asks holders for what it needs."""
 
     def __init__(
-        self, fetcher: BlockFetcher, blocks: BlockStore, cache: BlockCache, workers: Workers
+        self,
+        fetcher: BlockFetcher,
+        blocks: BlockStore,
+        cache: BlockCache,
+        workers: Workers,
+        is_near: Callable[[PeerId], bool],
     ) -> None:
+        """`is_near` tells whether a peer is connected and has done nothing wrong lately."""
+        self._is_near = is_near
         self._fetcher = fetcher
         self._blocks = blocks
         self._cache = cache
@@ -116,8 +123,9 @@ class StripeDecoder:
             if here:
                 got |= await self._workers.run(self._read, here, needed - len(got))
                 missing = [other for other in missing if other not in got]
-        # Neighbouring data blocks are wanted next anyway; holders that failed come last.
-        missing.sort(key=lambda other: (not self._usable(holders, other), other))
+        # Whether a connection can be had is not waited for, nor for holders that failed; of the
+        # others data comes first, as neighbouring blocks are wanted next anyway.
+        missing.sort(key=lambda other: (self._rank(holders, other), other))
         ways = [partial(self._fetch, segment, holders, stripe, other) for other in missing]
         got |= await gather_enough(ways, needed - len(got), stagger_seconds=HEDGE_SECONDS_UNKNOWN)
         if len(got) < needed:
@@ -158,11 +166,14 @@ class StripeDecoder:
                 continue
         return found
 
-    def _usable(self, holders: Holders, slot: int) -> bool:
-        return any(
-            not self._fetcher.is_cooling(peer) and not self._fetcher.has_lied(peer)
-            for peer in holders.get(slot, {})
-        )
+    def _rank(self, holders: Holders, slot: int) -> int:
+        """0 for a slot with a holder that is near, 1 for one whose holders would be dialled, 2
+        where all have failed lately or lied."""
+        peers, fetcher = holders.get(slot, {}), self._fetcher
+        if any(map(self._is_near, peers)):
+            return 0
+        failed = (fetcher.is_cooling(peer) or fetcher.has_lied(peer) for peer in peers)
+        return 2 if all(failed) else 1
 
     async def _fetch(
         self, segment: Segment, holders: Holders, stripe: int, slot: int

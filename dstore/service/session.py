@@ -82,7 +82,7 @@ class RootSession:
         self._cache = cache
         self._runtime = access.runtime
         self._decoder = StripeDecoder(
-            access.fetcher, access.stores.blocks, cache, access.runtime.workers
+            access.fetcher, access.stores.blocks, cache, access.runtime.workers, self._is_near
         )
         self._looked_near = False  # for the root's own block, by whoever wanted it first
         self._is_far = False  # no neighbour has it

@@ -122,6 +122,7 @@ async def test_garbage_before_the_handshake() -> None:
             try:
                 await raw.write(data)
                 if number % 2:
+                    assert isinstance(raw._stream, trio.SocketStream)
                     await raw._stream.send_eof()
                     await drained(raw)
             except (ConnectionLost, trio.BrokenResourceError):

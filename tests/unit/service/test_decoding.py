@@ -100,7 +100,12 @@ class World:
         self.fetcher = fetcher
         self.store = CountingStore()
         self.cache = BlockCache(1 << 20)
-        self.decoder = StripeDecoder(fetcher, self.store, self.cache, InlineWorkers())
+        self.far: set[PeerId] = set()  # not connected
+        self.decoder = StripeDecoder(fetcher, self.store, self.cache, InlineWorkers(), self.is_near)
+
+    def is_near(self, peer: PeerId) -> bool:
+        failed = self.fetcher.is_cooling(peer) or self.fetcher.has_lied(peer)
+        return peer not in self.far and not failed
 
     def lose(self, *slots: int) -> None:
         for slot in slots:
@@ -180,6 +185,18 @@ async def test_fragments_that_are_here_are_not_asked_for() -> None:
         assert sum(one.client.asked.values()) <= 1
 
 
+async def test_who_is_connected_is_asked_before_who_would_be_dialled() -> None:
+    async with world() as one:
+        one.far.add(peer_number(1))
+        assert (await one.decoder.make(SEGMENT, HOLDERS, 0, 0))[0] == DATA[0]
+        assert not one.client.asked[peer_number(1)]
+    async with world() as one:
+        one.lose(0, 4)
+        one.far.add(peer_number(1))
+        assert (await one.decoder.make(SEGMENT, HOLDERS, 0, 0))[0] == DATA[0]
+        assert one.client.asked[peer_number(1)] == 1
+
+
 async def test_the_store_is_looked_into_once_for_many_stripes() -> None:
     count = 2 * HELD_LOOKUP_STRIPES + 1
     long = Segment(K, M, SEGMENT.stripes * count)
@@ -197,7 +214,7 @@ async def test_stripes_that_wait_for_a_worker_are_decoded_in_one_hand_over() -> 
     long = Segment(K, M, tuple(segment_of(fragments).stripes[0] for fragments in made))
     workers = CountingWorkers()
     async with world() as one:
-        decoder = StripeDecoder(one.fetcher, one.store, one.cache, workers)
+        decoder = StripeDecoder(one.fetcher, one.store, one.cache, workers, one.is_near)
         one.store.put_many(
             [(CID.of(RAW, data), data) for fragments in made for data in fragments[2:]]
         )
