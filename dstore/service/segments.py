@@ -304,9 +304,11 @@ class RootSegments:
                     data = await race.first(peers)
                     if data is not None:
                         return data
-                elif not self._sources.discovering:
+                    continue
+                if not self._sources.discovering:
                     break
-                elif race.running:
+                self._sources.more_wanted.set()
+                if race.running:
                     with (
                         trio.move_on_after(HEDGE_SECONDS),
                         suppress(NotFoundError, NetworkError, PeerError),

@@ -67,7 +67,7 @@ class RootSources:
     """What is known about where a root's blocks are.
 
     `peers` said that they have some of it; `maybe` are connected and were silent about it;
-    `silent` were asked and did not answer.
+    `silent` were asked and did not answer; `more_wanted` is set where those known do not do.
     `manifests` are decoded and are of this root, `named` is who named which (this node by its
     own id), `brought` whose word each was fetched on; `changed` is set whenever anything is added.
     """
@@ -79,6 +79,7 @@ class RootSources:
     named: dict[CID, set[PeerId]] = field(default_factory=dict)
     brought: dict[CID, PeerId] = field(default_factory=dict)
     changed: trio.Event = field(default_factory=trio.Event)
+    more_wanted: trio.Event = field(default_factory=trio.Event)
     silent: set[PeerId] = field(default_factory=set)
     coming: set[CID] = field(default_factory=set)  # manifests that are being fetched
     discovering: bool = False
@@ -138,6 +139,7 @@ class Discovery:
 
     async def everything(self, sources: RootSources) -> list[Manifest]:
         """As `manifests`, after discovery has ended."""
+        sources.more_wanted.set()
         return await self._until(sources, lambda: False)
 
     async def _until(self, sources: RootSources, enough: Callable[[], bool]) -> list[Manifest]:
@@ -203,14 +205,15 @@ class Discovery:
 
     async def _let_answer(self, sources: RootSources, group: Sequence[PeerId]) -> None:
         """What these say comes sooner alone.  Where they know the root, reading begins with
-        that, and has the wires for a while."""
+        that, and has the wires for a while, as long as it is enough."""
         with trio.move_on_after(DHT_AFTER_SECONDS):
             while not sources.manifests:
                 if sources.silent.isdisjoint(group) and not sources.coming:
                     return
                 await sources.changed.wait()
         if sources.manifests:
-            await trio.sleep(DHT_BESIDE_SECONDS)
+            with trio.move_on_after(DHT_BESIDE_SECONDS):
+                await sources.more_wanted.wait()
 
     async def _from_catalog(self, sources: RootSources) -> None:
         """What this node knows itself, as owner or as holder."""

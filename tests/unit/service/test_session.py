@@ -17,6 +17,7 @@ from dstore.core.peerid import PeerId
 from dstore.core.stripes import Cuts, SegmentPlan, plan_dag
 from dstore.errors import DstoreError, NetworkError, NodeError, NotFoundError, Unrecoverable
 from dstore.limits import (
+    DHT_BESIDE_SECONDS,
     HEDGE_SECONDS_MIN,
     HOLDERS_PER_SLOT_MAX,
     MANIFESTS_ASKED_FIRST,
@@ -479,6 +480,26 @@ def test_reading_begins_with_what_two_neighbours_say(monkeypatch: pytest.MonkeyP
             assert session.sources.discovering
             await session._discovery.everything(session.sources)
             assert set(asked) == set(cluster[reader].network.connected())
+
+    run_deterministic(4, main)
+
+
+def test_where_those_two_are_of_no_use_the_others_are_asked_at_once() -> None:
+    async def main() -> None:
+        async with open_cluster(9) as cluster:
+            result, slots = await add(cluster, (3, 2))
+            await cluster.kill(0)
+            reader = outsider(cluster, slots)
+            (manifest,) = await cluster[reader]._retriever.session(result.cid).manifests()
+            cluster[reader]._retriever.forget(result.cid)
+            await meet_all(cluster, reader)
+            session = cluster[reader]._retriever.session(result.cid)
+            for first in session._discovery.likely_first(result.cid)[:MANIFESTS_ASKED_FIRST]:
+                store = cluster[cluster.number_of(first)].stores.blocks
+                store.delete_many([manifest.segments[0].cid])
+            begin = trio.current_time()
+            assert await read(cluster, reader, result.cid, 0, 100) == DATA[:100]
+            assert trio.current_time() - begin < DHT_BESIDE_SECONDS
 
     run_deterministic(4, main)
 
