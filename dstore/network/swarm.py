@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +18,9 @@ import trio
 
 from dstore.core.peerid import PeerId
 from dstore.errors import (
-    ConfigError,
     ConnectionLost,
     DeadlineExceeded,
     DstoreError,
-    NodeError,
     ProtocolViolation,
     Unreachable,
 )
@@ -45,7 +42,7 @@ from dstore.network.noise import NoiseTransport
 from dstore.network.peers import AddressBook
 from dstore.network.shaping import Shaper
 from dstore.network.streams import PeerAddresses
-from dstore.network.tcp import DirectSocket, TcpConnection
+from dstore.network.tcp import TcpConnection, dial_tcp, listen_tcp, take_over
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +132,7 @@ class Swarm:
         listeners: list[trio.SocketListener] = []
         try:
             for address in addresses:
-                listeners += await _listeners(address)
+                listeners += await listen_tcp(address)
         except BaseException:
             for listener in listeners:
                 listener.socket.close()
@@ -154,11 +151,9 @@ class Swarm:
 
     async def _accepted(self, stream: trio.SocketStream) -> None:
         self.counters["connections_accepted"] += 1
-        direct = DirectSocket(stream)
         try:
-            raw = TcpConnection(direct, is_initiator=False, shaper=self._shaper)
+            raw = await take_over(stream, is_initiator=False, shaper=self._shaper)
         except (OSError, ValueError):
-            await direct.aclose()
             return
         source = _source(raw.remote)
         if not self._has_room(raw.remote) and not self._make_room(raw.remote):
@@ -434,50 +429,15 @@ class Swarm:
         return True
 
     async def _connect(self, peer: PeerId, address: str) -> Connection:
-        endpoint = parse_endpoint(address)
         try:
             with trio.fail_after(self._limits.dial_seconds):
-                stream = await _tcp_stream(endpoint)
+                stream = await dial_tcp(parse_endpoint(address))
+                raw = await take_over(stream, is_initiator=True, shaper=self._shaper)
         except trio.TooSlowError as error:
             raise DeadlineExceeded(f"{address} did not answer") from error
         except OSError as error:
             raise Unreachable(f"{address}: {error}") from error
-        direct = DirectSocket(stream)
-        try:
-            raw = TcpConnection(direct, is_initiator=True, shaper=self._shaper)
-        except OSError as error:
-            await direct.aclose()
-            raise Unreachable(f"{address}: left at once: {error}") from error
         return await upgrade(raw, self._noise, self._limits.handshake_seconds, expected=peer)
-
-
-async def _tcp_stream(endpoint: Endpoint) -> trio.SocketStream:
-    """A TCP connection.  A name is looked up, its addresses tried side by side; a number is
-    dialled without such preparations.  Raises OSError."""
-    ip = endpoint.ip
-    if ip is None:
-        return await trio.open_tcp_stream(endpoint.host, endpoint.port)
-    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-    dialled = trio.socket.socket(family, socket.SOCK_STREAM)
-    try:
-        await dialled.connect((endpoint.host, endpoint.port))
-    except BaseException:
-        dialled.close()
-        raise
-    return trio.SocketStream(dialled)
-
-
-async def _listeners(address: str) -> Sequence[trio.SocketListener]:
-    try:
-        endpoint = parse_endpoint(address)
-    except ValueError as error:
-        raise ConfigError([f"network.listen: {error}"]) from error
-    try:
-        return await trio.open_tcp_listeners(endpoint.port, host=endpoint.host)
-    except OSError as error:
-        raise NodeError(
-            f"cannot listen on {address}: {error}; is another node running there?"
-        ) from error
 
 
 def _source(remote: Endpoint) -> str:

@@ -1,12 +1,14 @@
-"""One TCP connection, as libp2p's Noise handshake and our negotiation read and write it.
+"""TCP: listening, dialling, and one connection as libp2p's Noise handshake and our negotiation
+read and write it.
 
-Not a transport: who listens, dials and closes is decided in `swarm.py`.
+Who is dialled, taken in and let go is decided in `swarm.py`.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -14,7 +16,7 @@ import trio
 from libp2p.abc import ConnectionType, IRawConnection
 from libp2p.io.exceptions import ConnectionClosedError
 
-from dstore.errors import ConnectionLost, ProtocolViolation
+from dstore.errors import ConfigError, ConnectionLost, NodeError, ProtocolViolation
 from dstore.limits import (
     HANDSHAKE_BYTES_MAX,
     KIB,
@@ -22,7 +24,7 @@ from dstore.limits import (
     NEAR_SEND_BUFFER_BYTES,
     RAW_READ_BYTES,
 )
-from dstore.network.addresses import Endpoint, endpoint_of_socket
+from dstore.network.addresses import Endpoint, endpoint_of_socket, parse_endpoint
 from dstore.network.shaping import Line, Shaper
 
 if TYPE_CHECKING:
@@ -213,3 +215,47 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
 
     def get_connection_type(self) -> Any:
         return ConnectionType.DIRECT
+
+
+async def take_over(
+    stream: trio.SocketStream, *, is_initiator: bool, shaper: Shaper
+) -> TcpConnection:
+    """The connection of the stream, whose socket it takes; closed where that fails.  Raises
+    OSError where the peer has left already."""
+    direct = DirectSocket(stream)
+    try:
+        return TcpConnection(direct, is_initiator=is_initiator, shaper=shaper)
+    except BaseException:
+        await direct.aclose()
+        raise
+
+
+async def dial_tcp(endpoint: Endpoint) -> trio.SocketStream:
+    """A TCP connection.  A name is looked up, its addresses tried side by side; a number is
+    dialled without such preparations.  Raises OSError."""
+    ip = endpoint.ip
+    if ip is None:
+        return await trio.open_tcp_stream(endpoint.host, endpoint.port)
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    dialled = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        await dialled.connect((endpoint.host, endpoint.port))
+    except BaseException:
+        dialled.close()
+        raise
+    return trio.SocketStream(dialled)
+
+
+async def listen_tcp(address: str) -> Sequence[trio.SocketListener]:
+    """Sockets that listen on `address`, a multiaddr in text.  Raises ConfigError (not an
+    address), NodeError (in use, not ours)."""
+    try:
+        endpoint = parse_endpoint(address)
+    except ValueError as error:
+        raise ConfigError([f"network.listen: {error}"]) from error
+    try:
+        return await trio.open_tcp_listeners(endpoint.port, host=endpoint.host)
+    except OSError as error:
+        raise NodeError(
+            f"cannot listen on {address}: {error}; is another node running there?"
+        ) from error

@@ -23,7 +23,7 @@ from dstore.service.sources import RootSources
 from dstore.testing.cluster import Cluster, node_key, open_cluster
 from dstore.testing.deterministic import peer_number, run_deterministic
 from dstore.testing.single_holder import START, SingleHolder, open_single_holder, protect
-from tests.unit.service.test_session import DATA, add, meet_all, outsider, read
+from tests.unit.service.readers import DATA, add, meet_all, outsider, read
 
 ROOT = CID.of(RAW, b"root")
 STRANGER = node_key(77, "stranger")

@@ -3,8 +3,7 @@ segments that are lost, and budgets of what peers may make a reader do."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import pytest
@@ -17,10 +16,8 @@ from dstore.core.peerid import PeerId
 from dstore.core.stripes import Cuts, SegmentPlan, plan_dag
 from dstore.errors import DstoreError, NetworkError, NodeError, NotFoundError, Unrecoverable
 from dstore.limits import (
-    DHT_BESIDE_SECONDS,
     HEDGE_SECONDS_MIN,
     HOLDERS_PER_SLOT_MAX,
-    MANIFESTS_ASKED_FIRST,
     MANIFESTS_PER_PEER_MAX,
     MIB,
 )
@@ -28,45 +25,11 @@ from dstore.network.streams import PeerAddresses
 from dstore.service import encoding
 from dstore.service.holder import LocalHolder
 from dstore.service.node import Node
-from dstore.service.progress import AddOptions, AddResult
+from dstore.service.progress import AddOptions
 from dstore.service.restore import manifest_row
 from dstore.testing.cluster import Cluster, open_cluster
 from dstore.testing.deterministic import peer_number, run_deterministic
-
-DATA = random.Random(5).randbytes(6_500_000)
-
-
-async def stream(data: bytes = DATA) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), 500_000):
-        yield data[start : start + 500_000]
-
-
-async def read(
-    cluster: Cluster, number: int, root: CID, offset: int = 0, length: int | None = None
-) -> bytes:
-    async with cluster[number].read(root, None, offset, length) as chunks:
-        return b"".join([chunk async for chunk in chunks])
-
-
-async def add(cluster: Cluster, code: tuple[int, int] = (4, 2)) -> tuple[AddResult, dict[int, int]]:
-    """The result, and the node that holds each slot of the first segment."""
-    result = await cluster[0].add_stream(stream(), AddOptions(code=code))
-    assert result.protected
-    status = await cluster[0].status(result.cid)
-    slots = status.segments[0].slots
-    return result, {slot.slot: cluster.number_of(slot.holders[0]) for slot in slots}
-
-
-def outsider(cluster: Cluster, slots: dict[int, int]) -> int:
-    return next(n for n in cluster.alive if n and n not in slots.values())
-
-
-async def meet_all(cluster: Cluster, reader: int) -> None:
-    """Connect the reader to everybody."""
-    for number in cluster.alive:
-        if number != reader:
-            await cluster[reader].connect(PeerAddresses(cluster.peer(number)))
-
+from tests.unit.service.readers import DATA, add, meet_all, outsider, read, stream
 
 # --- Slow and dead holders ---------------------------------------------------------------
 
@@ -451,67 +414,5 @@ def test_two_who_want_a_small_root_at_once_cost_one_request(
                 had = await both(cluster[reader], added.cid, leaver)
                 assert had == dict.fromkeys({0, 1} - {leaver}, data)
                 assert len(asked) == 1
-
-    run_deterministic(4, main)
-
-
-# --- The first byte ----------------------------------------------------------------------
-
-
-def test_reading_begins_with_what_two_neighbours_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No search and no other neighbour gets into the way of the first bytes; both come after."""
-    asked: list[PeerId] = []
-    honest = LocalHolder.find_manifests
-
-    async def noted(holder: LocalHolder, peer: PeerId, root: CID) -> wire.Manifests:
-        asked.append(holder._network.peer_id)
-        return await honest(holder, peer, root)
-
-    async def main() -> None:
-        async with open_cluster(9) as cluster:
-            result, slots = await add(cluster, (3, 2))
-            await cluster.kill(0)
-            reader = outsider(cluster, slots)
-            await meet_all(cluster, reader)
-            monkeypatch.setattr(LocalHolder, "find_manifests", noted)
-            session = cluster[reader]._retriever.session(result.cid)
-            assert await read(cluster, reader, result.cid, 0, 100) == DATA[:100]
-            assert len(asked) == MANIFESTS_ASKED_FIRST
-            assert session.sources.discovering
-            await session._discovery.everything(session.sources)
-            assert set(asked) == set(cluster[reader].network.connected())
-
-    run_deterministic(4, main)
-
-
-def test_where_those_two_are_of_no_use_the_others_are_asked_at_once() -> None:
-    async def main() -> None:
-        async with open_cluster(9) as cluster:
-            result, slots = await add(cluster, (3, 2))
-            await cluster.kill(0)
-            reader = outsider(cluster, slots)
-            (manifest,) = await cluster[reader]._retriever.session(result.cid).manifests()
-            cluster[reader]._retriever.forget(result.cid)
-            await meet_all(cluster, reader)
-            session = cluster[reader]._retriever.session(result.cid)
-            for first in session._discovery.likely_first(result.cid)[:MANIFESTS_ASKED_FIRST]:
-                store = cluster[cluster.number_of(first)].stores.blocks
-                store.delete_many([manifest.segments[0].cid])
-            begin = trio.current_time()
-            assert await read(cluster, reader, result.cid, 0, 100) == DATA[:100]
-            assert trio.current_time() - begin < DHT_BESIDE_SECONDS
-
-    run_deterministic(4, main)
-
-
-def test_the_only_segment_comes_beside_the_root() -> None:
-    async def main() -> None:
-        async with open_cluster(9) as cluster:
-            result, slots = await add(cluster)
-            await cluster.kill(0)
-            session = cluster[outsider(cluster, slots)]._retriever.session(result.cid)
-            await session.block(result.cid)
-            await session._discovery.everything(session.sources)
-            assert len(session.segments) == 1
 
     run_deterministic(4, main)
