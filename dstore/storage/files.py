@@ -21,8 +21,10 @@ from dstore.limits import BLOCK_BYTES_MAX
 from dstore.storage.blockstore import Usage
 from dstore.storage.direct import read_direct
 from dstore.storage.durable import DurableFiles, node_error, sync_directory
-from dstore.storage.shards import Shards
 
+# By the end of the text: every CIDv1 starts alike, and the end of a digest is even.
+_SHARD_HEX_DIGITS: Final = 2
+_SHARDS: Final = 16**_SHARD_HEX_DIGITS
 _USAGE_BYTES_MAX: Final = 256
 # A hash function may be the identity, and its multihash longer than a file name: no such file.
 _ABSENT: Final = {errno.ENOENT, errno.ENAMETOOLONG}
@@ -35,6 +37,7 @@ class FileBlocks:
     def __init__(self, directory: Path, durable: DurableFiles) -> None:
         """Open or create `directory`.  `durable` writes on the same file system."""
         self._directory = directory
+        self._prefix = str(directory)
         self._durable = durable
         self._lock = threading.Lock()
         self._in_flight: dict[bytes, threading.Event] = {}
@@ -42,7 +45,7 @@ class FileBlocks:
         directory.mkdir(mode=0o700, exist_ok=True)
         if created:
             sync_directory(directory.parent)
-        self._shards = Shards(directory)
+        self._spread = len(self._shards()) == _SHARDS
         usage = self._take_usage()
         self.was_clean = created or usage is not None
         if usage is None:
@@ -50,7 +53,8 @@ class FileBlocks:
         self._usage = usage  # changed under the lock
 
     def _path(self, multihash: bytes) -> str:
-        return self._shards.path(multihash.hex())
+        name = multihash.hex()
+        return f"{self._prefix}/{name[-_SHARD_HEX_DIGITS:]}/{name}"
 
     @property
     def _usage_file(self) -> Path:
@@ -72,13 +76,32 @@ class FileBlocks:
 
     def _count(self) -> Usage:
         blocks = total = 0
-        for shard in self._shards.there():
+        for shard in self._shards():
             with os.scandir(shard) as entries:
                 for entry in entries:
                     with suppress(FileNotFoundError):
                         total += entry.stat(follow_symlinks=False).st_size
                         blocks += 1
         return Usage(blocks, total)
+
+    def _make_shards(self) -> None:
+        """With the first block: many a node never keeps a large one.  Raises NodeError."""
+        try:
+            for shard in range(_SHARDS):
+                path = f"{self._prefix}/{shard:0{_SHARD_HEX_DIGITS}x}"
+                Path(path).mkdir(mode=0o700, exist_ok=True)
+            sync_directory(self._prefix)
+        except OSError as error:
+            raise node_error(error, f"making {path}") from error
+        self._spread = True
+
+    def _shards(self) -> list[str]:
+        """The shards that have been made, in order.  Raises NodeError."""
+        try:
+            with os.scandir(self._prefix) as entries:
+                return sorted(e.path for e in entries if e.is_dir(follow_symlinks=False))
+        except OSError as error:
+            raise node_error(error, f"listing {self._prefix}") from error
 
     def put(self, blocks: Sequence[tuple[bytes, bytes]], *, direct: bool = False) -> None:
         """Write the (multihash, bytes) blocks that are not here; durable on return.  With
@@ -104,7 +127,8 @@ class FileBlocks:
             try:
                 if mine:
                     files = [(self._path(name), content) for name, content in mine]
-                    self._shards.make()
+                    if not self._spread:
+                        self._make_shards()
                     self._durable.write(files, direct=direct)
                     with self._lock:
                         self._add(len(mine), sum(len(content) for _, content in mine))
@@ -190,7 +214,7 @@ class FileBlocks:
 
     def multihashes(self) -> Iterator[bytes]:
         """The multihashes of all files, shard by shard.  Raises NodeError."""
-        for shard in self._shards.there():
+        for shard in self._shards():
             try:
                 names = os.listdir(shard)  # noqa: PTH208
             except OSError as error:

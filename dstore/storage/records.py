@@ -24,7 +24,6 @@ from dstore.limits import RECORD_FILE_BYTES_MAX
 from dstore.storage.durable import DurableFiles, node_error, sync_directory
 from dstore.storage.formatfile import check_format, write_format
 from dstore.storage.rows import HeldSlot, PinMode, PinRecordRow, PinRow, SlotState
-from dstore.storage.shards import Shards
 
 T = TypeVar("T")
 
@@ -50,6 +49,7 @@ class RecordFiles:
         Raises CorruptStore, StoreTooNew."""
         self._directory = directory
         self.damaged: set[Path] = set()  # found by `load_all`
+        self._shards: set[str] = set()  # that are known to be there, and on disk
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = not check_format(directory, _FORMAT_NAME, _FORMAT)
         if fresh:
@@ -58,10 +58,10 @@ class RecordFiles:
         self._durable = DurableFiles(directory / "tmp")
         if fresh:
             write_format(directory, _FORMAT_NAME, _FORMAT)
-        self._shards = {kind: Shards(directory / kind.value) for kind in RecordKind}
 
     def _path(self, kind: RecordKind, key: bytes) -> str:
-        return self._shards[kind].path(hashlib.sha256(key).hexdigest())
+        name = hashlib.sha256(key).hexdigest()
+        return f"{self._directory}/{kind.value}/{name[-2:]}/{name}"
 
     def put(self, kind: RecordKind, key: bytes, record: bytes) -> None:
         """Write or replace the record; durable on return.  Raises StorageFull, and NodeError
@@ -72,8 +72,20 @@ class RecordFiles:
             raise NodeError(
                 f"a record of {len(content)} bytes; at most {RECORD_FILE_BYTES_MAX} are kept"
             )
-        self._shards[kind].make()
-        self._durable.write([(self._path(kind, key), content)])
+        path = self._path(kind, key)
+        self._make_shard(path.rpartition("/")[0])
+        self._durable.write([(path, content)])
+
+    def _make_shard(self, shard: str) -> None:
+        """Make a shard's directory with the first record in it: most have none for long."""
+        if shard in self._shards:
+            return
+        try:
+            Path(shard).mkdir(mode=0o700, exist_ok=True)
+            sync_directory(Path(shard).parent)
+        except OSError as error:
+            raise node_error(error, f"making {shard}") from error
+        self._shards.add(shard)
 
     def delete(self, kind: RecordKind, key: bytes) -> None:
         """Remove the record where it exists; it does not come back after a power cut.  Raises
@@ -90,8 +102,9 @@ class RecordFiles:
     def load_all(self, kind: RecordKind) -> Iterator[tuple[bytes, bytes]]:
         """(key, record) of every whole record, one file in memory at a time.  Damaged files
         are passed over and remembered in `damaged`."""
-        for shard in self._shards[kind].there():
-            for entry in sorted(os.scandir(shard), key=_name):
+        shards = [e for e in os.scandir(self._directory / kind.value) if e.is_dir()]
+        for shard in sorted(shards, key=_name):
+            for entry in sorted(os.scandir(shard.path), key=_name):
                 path = Path(entry.path)
                 try:
                     yield self._load(path)

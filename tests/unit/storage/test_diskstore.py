@@ -13,7 +13,7 @@ import pytest
 from dstore.core.cid import CID
 from dstore.errors import CorruptStore, NotFoundError, StorageFull, StoreTooNew
 from dstore.limits import BLOCK_BYTES_MAX, SMALL_BLOCK_BYTES
-from dstore.storage import diskstore, shards
+from dstore.storage import diskstore, files
 from dstore.storage.blockstore import Usage
 from dstore.storage.database import Database
 from dstore.storage.diskstore import DiskStore
@@ -238,7 +238,7 @@ def test_directories_for_files_are_made_with_the_first_of_them(
     assert (made(), list(store.multihashes())) == (0, [block(1, 10)[0].multihash])
     store.close()
     store = DiskStore(tmp_path)
-    monkeypatch.setattr(shards, "sync_directory", disk_full)  # as if the disk were full half-way
+    monkeypatch.setattr(files, "sync_directory", disk_full)  # as if the disk were full half-way
     with pytest.raises(StorageFull, match="making"):
         store.put_many([block(2, LARGE)])
     monkeypatch.undo()
