@@ -41,6 +41,7 @@ _LO = Path("/sys/class/net/lo/statistics")
 _SETTLED_SECONDS = 30
 _IDLE_SECONDS = 30
 _SMALL_FILE_BYTES = 4096
+_NEWCOMERS = 5
 
 
 def carried() -> tuple[int, int]:
@@ -105,7 +106,8 @@ def drain(gateway: str, cid: str, size: int) -> None:
 
 
 def by_nodes(work: Path, count: int) -> Row:
-    """A network of `count` nodes: its idle cost, one protected file, the cold fetch."""
+    """A network of `count` nodes: its idle cost, one protected file, the cold fetch, and what it
+    takes a further one to join."""
     row: Row = {"nodes": count}
     path, size = work / "file", 64 * MIB
     make_file(path, size // MIB)
@@ -128,7 +130,17 @@ def by_nodes(work: Path, count: int) -> Row:
             drain(url, added["cid"], size)
         row["dht_records_max"] = max(metric(node, "dstore_dht_records") for node in nodes)
         row["rss_mib"] = rss(nodes)
+        row["one_more_seconds"] = statistics.median(
+            one_more(work / "net", count + number) for number in range(1, _NEWCOMERS + 1)
+        )
     return row
+
+
+def one_more(net: Path, count: int) -> float:
+    """Seconds until a further node, which makes `count`, is up and connected to all others."""
+    begun = time.perf_counter()
+    dstore("devnet", "up", "-n", str(count), "--dir", str(net))
+    return time.perf_counter() - begun
 
 
 def by_file(work: Path, mib: int) -> Row:

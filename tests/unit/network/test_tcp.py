@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
-from dstore.limits import NEAR_SEND_BUFFER_BYTES
-from dstore.network.tcp import TcpConnection
+from dstore.errors import ConnectionLost
+from dstore.limits import KIB, MIB, NEAR_SEND_BUFFER_BYTES
+from dstore.network.addresses import parse_endpoint
+from dstore.network.shaping import Shaper
+from dstore.network.tcp import TcpConnection, dial_tcp, listen_tcp, take_over
 
 
 class Told:
@@ -87,3 +93,80 @@ async def test_what_is_gathered_goes_together_when_a_read_has_to_wait() -> None:
             await connection.write(b"last")
             await connection.flush()
             assert await far.receive_some() == b"last"
+
+
+@asynccontextmanager
+async def over_loopback() -> AsyncIterator[tuple[TcpConnection, trio.SocketStream]]:
+    """A connection on a socket of its own, and the stream at its other end."""
+    (listener,) = await listen_tcp("/ip4/127.0.0.1/tcp/0")
+    async with listener:
+        port = listener.socket.getsockname()[1]
+        dialled = await dial_tcp(parse_endpoint(f"/ip4/127.0.0.1/tcp/{port}"))
+        connection = await take_over(dialled, is_initiator=True, shaper=Shaper())
+        connection.trust()
+        async with await listener.accept() as far:
+            yield connection, far
+            await connection.close()
+
+
+async def test_what_a_slow_reader_takes_in_pieces_comes_whole_and_in_order() -> None:
+    said = bytes(range(256)) * (32 * KIB)
+    heard = bytearray()
+    async with over_loopback() as (connection, far), trio.open_nursery() as nursery:
+        nursery.start_soon(connection.write, said)
+        while len(heard) < len(said):
+            heard += await far.receive_some(50_000)
+            await trio.lowlevel.checkpoint()
+    assert heard == said
+
+
+@pytest.mark.parametrize("work", ["read", "write"])
+async def test_who_waits_on_a_connection_that_is_closed_hears_of_it(work: str) -> None:
+    async with over_loopback() as (connection, _):
+
+        async def wait() -> None:
+            with pytest.raises(ConnectionLost):
+                if work == "read":
+                    await connection.read_some()
+                await connection.write(bytes(64 * MIB))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            await connection.close()
+
+
+async def test_a_peer_that_is_gone_is_a_lost_connection() -> None:
+    async with over_loopback() as (connection, far):
+        await far.send_all(b"the end")
+        far.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await far.aclose()  # by a reset
+        with pytest.raises(ConnectionLost):
+            while await connection.read_some():
+                pass
+        with pytest.raises(ConnectionLost):
+            await connection.write(b"too late")
+
+
+async def test_who_sends_or_reads_without_waiting_gives_the_others_their_turns() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with over_loopback() as (connection, far), trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        await trio.lowlevel.checkpoint()
+        for _ in range(8):
+            before = turns
+            await connection.write(bytes(20 * KIB))  # long, and the kernel has room for it
+            assert turns > before
+        await far.send_all(bytes(20_000))
+        for _ in range(8):
+            before = turns
+            await connection._stream.receive_some(1_000)  # here already
+            assert turns > before
+        nursery.cancel_scope.cancel()
