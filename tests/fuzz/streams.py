@@ -14,6 +14,13 @@ from dstore.network.streams import BufferedReader, frame
 from tests.fuzz.script import Inbound, Script, run
 from tests.fuzz.target import Target
 
+
+def _line(text: str) -> bytes:
+    body = text.encode() + b"\n"
+    return encode_varint(len(body)) + body
+
+
+_HEADER = _line(MULTISTREAM)
 _PROTOCOLS = ("/dstore/fragments/1.0.0", "/ipfs/kad/1.0.0")
 _MESSAGE_BYTES_MAX = 512
 
@@ -40,9 +47,12 @@ def negotiate(data: bytes) -> None:
 
 
 def _legal_bytes(sent: bytes) -> int:
-    """Up to where messages of legal length go, the first that is not with its length only."""
-    position = 0
-    for _ in range(NEGOTIATE_PROPOSALS_MAX + 1):
+    """Up to where messages of legal length go, the first that is not with its length only; the
+    first of all can be one alone, and is read for what it must be."""
+    position = len(_HEADER)
+    if not sent.startswith(_HEADER):
+        return position
+    for _ in range(NEGOTIATE_PROPOSALS_MAX):
         head = sent[position : position + 2]
         size = head[0] if len(head) and head[0] < 0x80 else None
         position += 1
@@ -76,11 +86,7 @@ def _messages(data: bytes, piece: int) -> tuple[list[bytes], str]:
 
 
 def negotiations() -> Iterator[bytes]:
-    def line(text: str) -> bytes:
-        body = text.encode() + b"\n"
-        return encode_varint(len(body)) + body
-
-    head = line(MULTISTREAM)
+    head, line = _HEADER, _line
     for how in (0, 1):
         for piece in (1, 255):
             yield bytes((how, piece)) + head + line(_PROTOCOLS[0]) + b"more"
