@@ -101,6 +101,7 @@ class Libp2pHost:
         self._served: Counter[PeerId] = Counter()
         self._pings: Counter[PeerId] = Counter()
         self._changed = trio.Event()
+        self._on_connected: list[Callable[[PeerId], None]] = []
         self._handlers: dict[str, StreamHandler] = {
             PING: self._serve_ping,
         }
@@ -191,6 +192,9 @@ class Libp2pHost:
 
     def connected(self) -> Sequence[PeerId]:
         return self._swarm.connected()
+
+    def on_connected(self, call: Callable[[PeerId], None]) -> None:
+        self._on_connected.append(call)
 
     def known_addresses(self, peer: PeerId) -> Sequence[str]:
         """Addresses by which the peer was reached or announced, best first."""
@@ -303,7 +307,8 @@ class Libp2pHost:
             log.error("%s failed", what, exc_info=error, extra={"reason": type(error).__name__})
 
     def _serve(self, connection: Connection, nursery: trio.Nursery) -> None:
-        """Identify the peer, and serve the streams that it opens, by tasks of `nursery`."""
+        """Identify the peer, serve the streams that it opens, by tasks of `nursery`, and say
+        that it is connected."""
         if connection.identity is None:
             nursery.start_soon(self._identify, connection)
         if self._introductions.outdated(connection):
@@ -318,6 +323,8 @@ class Libp2pHost:
                 nursery.start_soon(self._serve_stream, stream)
 
         connection.on_stream(take)
+        for call in self._on_connected:
+            call(connection.peer)
 
     async def _serve_stream(self, stream: HostStream) -> None:
         self._swarm.counters["streams_accepted"] += 1

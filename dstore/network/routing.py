@@ -110,6 +110,8 @@ class Routing:
         self._closed = False
         if options.mode == "server":
             network.set_handler(options.protocol, self._serve)
+        network.on_connected(self._connected)
+        self._consider_connected()
 
     # --- What is known ------------------------------------------------------------------
 
@@ -150,7 +152,6 @@ class Routing:
         )
         if self._closed:
             return search
-        self._consider_connected()
         if len(self._table) < KAD_BUCKET:
             # Among so few every peer counts, also one whose connection is a moment old.
             with trio.move_on_after(KAD_SLOW_SECONDS_MIN):
@@ -404,6 +405,13 @@ class Routing:
     def _consider_connected(self) -> None:
         """Find out which connected peers are servers."""
         for peer in self._network.connected():
+            self._consider(peer)
+
+    def _connected(self, peer: PeerId) -> None:
+        """Those whom this node tells of others are told of `peer` from now on; whatever it was
+        when it was connected before, it may be another thing now."""
+        if not self._closed:
+            self._reconsider.pop(peer, None)
             self._consider(peer)
 
     def _consider(self, peer: PeerId) -> None:

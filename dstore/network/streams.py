@@ -102,6 +102,11 @@ class Network(Protocol):
         """Peers with a live connection, in no particular order."""
         ...
 
+    def on_connected(self, call: Callable[[PeerId], None]) -> None:
+        """Call `call` with every peer to whom a connection comes about from now on, when it is
+        in `connected`."""
+        ...
+
     def known_addresses(self, peer: PeerId) -> Sequence[str]:
         """Addresses by which the peer was reached or announced."""
         ...

@@ -146,6 +146,7 @@ class MemoryHost:
         self._peer_id = peer_id
         self._addresses = addresses
         self._handlers: dict[str, StreamHandler] = {}
+        self._on_connected: list[Callable[[PeerId], None]] = []
         self._connections: dict[PeerId, _Connection] = {}
         self._known: dict[PeerId, dict[str, None]] = {}
         self._scopes: dict[trio.CancelScope, None] = {}  # of handlers being served
@@ -195,6 +196,9 @@ class MemoryHost:
     def connected(self) -> Sequence[PeerId]:
         return tuple(self._connections)
 
+    def on_connected(self, call: Callable[[PeerId], None]) -> None:
+        self._on_connected.append(call)
+
     def known_addresses(self, peer: PeerId) -> Sequence[str]:
         return tuple(self._known.get(peer, ()))
 
@@ -235,6 +239,8 @@ class MemoryHost:
         other = connection.other(self)
         self._connections[other.peer_id] = connection
         self.remember(PeerAddresses(other.peer_id, tuple(other.addresses())))
+        for call in self._on_connected:
+            call(other.peer_id)
 
     def live_connection(self, peer: PeerId) -> _Connection | None:
         return self._connections.get(peer)

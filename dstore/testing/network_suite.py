@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 import trio
 
+from dstore.core.peerid import PeerId
 from dstore.errors import ConnectionLost, ProtocolViolation, Unreachable
 from dstore.limits import MIB
 from dstore.network.streams import BufferedReader, Network, PeerAddresses, Stream, frame
@@ -51,6 +52,33 @@ class NetworkSuite(ABC):
             answer = await _accepted(first, second)
             assert answer.peer == first.peer_id
             assert list(second.connected()) == [first.peer_id]
+
+    async def test_both_ends_hear_of_every_connection(self) -> None:
+        async with self.pair() as (first, second):
+            heard: list[tuple[PeerId, bool]] = []
+            both = trio.Event()
+
+            def listen_at(node: Network) -> None:
+                def note(peer: PeerId) -> None:
+                    heard.append((peer, peer in node.connected()))
+                    if len(heard) % 2 == 0:
+                        both.set()
+
+                node.on_connected(note)
+
+            for node in (first, second):
+                listen_at(node)
+            for dialler, other in ((first, second), (second, first)):
+                both = trio.Event()
+                await dialler.connect(where(other))
+                with trio.fail_after(_PATIENCE_SECONDS):
+                    await both.wait()
+                    for node, end in ((first, second), (second, first)):
+                        await node.disconnect(end.peer_id)
+                        while node.connected():  # noqa: ASYNC110
+                            await trio.sleep(0.01)
+            ends = {(first.peer_id, True), (second.peer_id, True)}
+            assert [set(heard[:2]), set(heard[2:])] == [ends, ends]
 
     async def test_remembered_addresses_are_dialled(self) -> None:
         async with self.pair() as (first, second):

@@ -26,9 +26,9 @@ from dstore.limits import (
 from dstore.network import routing as routing_module
 from dstore.network.kad_requests import RequestStreams
 from dstore.network.kad_search import Search
-from dstore.network.routing import ProviderEntry, Routing, RoutingOptions
+from dstore.network.routing import ProviderEntry, Routing, RoutingOptions, open_routing
 from dstore.network.streams import PeerAddresses
-from dstore.testing.deterministic import peer_number
+from dstore.testing.deterministic import peer_number, simulated_runtime
 from dstore.testing.routing_cluster import routing_cluster
 
 PROTOCOL = RoutingOptions().protocol
@@ -287,6 +287,34 @@ async def test_newcomers_get_into_the_tables_of_those_they_meet(autojump_clock: 
             assert len(await routing.closest_peers(key_of(0))) >= 5
         await trio.sleep(2 * KAD_POLL_SECONDS)
         assert [routing.table_size for routing in cluster.routings] == [9] * 10
+
+
+async def test_who_has_only_connected_is_named_to_others_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with routing_cluster(1) as cluster:
+        await cluster.start()
+        await cluster.hosts[1].connect(cluster.where(0))
+        seeker = await cluster.start()
+        seeker.add_peer(cluster.where(0))
+        found = await seeker.closest_peers(key_of(0))
+        assert {each.peer for each in found} == {cluster.id(0), cluster.id(1)}
+
+
+async def test_a_client_that_comes_back_as_a_server_is_one_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with routing_cluster(2) as cluster:
+        peer = cluster.hub.host(peer_number(9))
+        await peer.connect(cluster.where(0))
+        await trio.sleep(KAD_POLL_SECONDS / 2)
+        assert cluster.routings[0].table_size == 1
+        cluster.hub.kill(peer.peer_id)
+        peer = cluster.hub.host(peer.peer_id)
+        async with open_routing(peer, RoutingOptions(), simulated_runtime(9)):
+            await peer.connect(cluster.where(0))
+            await trio.testing.wait_all_tasks_blocked()
+            assert cluster.routings[0].table_size == 2
 
 
 async def test_bootstrap_counts_who_answered_and_tries_again(autojump_clock: MockClock) -> None:
