@@ -94,6 +94,33 @@ async def test_who_holds_least_goes_first(autojump_clock: trio.testing.MockClock
     assert order == ["none", "some", "most"]
 
 
+async def test_who_gives_back_all_it_held_is_before_those_who_came_later(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """So a peer that brings a slot waits behind readers only until what it brought is stored."""
+    budget = ByteBudget(12)
+    slow, bringer = budget.share(12), budget.share(12)
+    await slow.take(4)
+    await bringer.take(4)
+    order: list[str] = []
+
+    async def taker(name: str, size: int) -> None:
+        share = bringer if name == "bringer" else budget.share(12)
+        await share.take(size)
+        order.append(name)
+        await trio.sleep(1)
+        share.give_back(size)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(taker, "bringer", 4)
+        for number in range(5):
+            await trio.sleep(0.1)
+            nursery.start_soon(taker, f"reader {number}", 5)
+        assert order == []
+        bringer.give_back(4)
+    assert order == ["bringer", *(f"reader {number}" for number in range(5))]
+
+
 async def test_who_waits_too_long_for_what_others_have_is_refused(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
