@@ -225,7 +225,9 @@ class RepairBeside:
         return got
 
 
-@pytest.mark.parametrize(("slow", "readers"), [("sender", 1), ("sender", 2), ("receiver", 1)])
+@pytest.mark.parametrize(
+    ("slow", "readers"), [("sender", 1), ("sender", 2), ("receiver", 1), ("receiver", 2)]
+)
 async def test_repair_goes_on_beside_a_busy_foreground_on_the_least_limit(
     slow: str, readers: int, autojump_clock: MockClock
 ) -> None:
