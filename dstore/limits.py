@@ -186,6 +186,7 @@ FRAGMENT_STREAMS_PER_PEER_MAX: Final = 16  # a client's own, below what a server
 
 # --- DHT -------------------------------------------------------------------------------
 KAD_BUCKET: Final = 20  # k of the libp2p specification
+KAD_BUCKET_SOUGHT: Final = 8  # beyond the k nearest: looked for, while up to k are taken
 KAD_CONCURRENCY: Final = 10  # its recommended alpha
 # Peers of one public subnet, wide (/16; IPv6 /32) and narrow (/24; IPv6 /48).
 KAD_BUCKET_WIDE_MAX: Final = 3
@@ -230,7 +231,6 @@ KAD_POLL_SECONDS: Final = 5  # between looks at who is connected
 KAD_REFRESH_SECONDS: Final = 600
 KAD_REFRESH_LOOKUPS_MAX: Final = 12  # random ones; each draws 2 ** prefix keys to find its own
 KAD_REFRESH_ANSWERS: Final = 3  # in a row that name nobody for the table end a random one
-KAD_RECONSIDER_SECONDS: Final = 30  # until a connected client is asked again whether it serves
 KAD_EXTRA_PEERS_MAX: Final = 1024  # known from elsewhere, not yet heard
 KAD_ADDRESS_BYTES_MAX: Final = 256
 KAD_STREAMS_PER_PEER_MAX: Final = 8  # served at once; the ninth is reset

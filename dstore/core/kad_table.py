@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from dstore.core.diversity import NOWHERE, Spread, Subnets
@@ -16,6 +16,7 @@ from dstore.core.peerid import PeerId
 from dstore.limits import (
     KAD_BUCKET,
     KAD_BUCKET_NARROW_MAX,
+    KAD_BUCKET_SOUGHT,
     KAD_BUCKET_WIDE_MAX,
     KAD_FAILURES_MAX,
     KAD_REFRESH_ANSWERS,
@@ -102,12 +103,29 @@ class RoutingTable:
             bucket.waiting.popitem(last=False)
         return False
 
-    def has_room_for(self, peer: PeerId) -> bool:
-        """Whether `peer`, which is not in the table, would find room in it, its subnet aside."""
-        bucket = self._buckets.get(self._index(peer))
-        if peer == self._own or bucket is None:
-            return peer != self._own
-        return peer not in bucket.entries and len(bucket.entries) < self._bucket_size
+    def lacks(self, peer: PeerId) -> bool:
+        """Whether `peer` is not in the table and worth meeting for it, its subnet aside."""
+        return bool(self.to_meet([peer]))
+
+    def to_meet(self, peers: Iterable[PeerId]) -> list[PeerId]:
+        """Those of `peers` that are worth meeting for the table, subnets aside: the k nearest
+        of all that it would then know, and a few with each of the shorter common prefixes,
+        where up to k are taken if they come by themselves.  Give the nearest first."""
+        known = {index: len(bucket.entries) for index, bucket in self._buckets.items()}
+        chosen: list[PeerId] = []
+        for peer in peers:
+            index = self._index(peer)
+            if peer != self._own and peer not in self and self._missing(index, known) > 0:
+                known[index] = known.get(index, 0) + 1
+                chosen.append(peer)
+        return chosen
+
+    def _missing(self, index: int, known: Mapping[int, int]) -> int:
+        """How many more peers to look for with this common prefix, where so many are known with
+        each."""
+        nearer = sum(count for i, count in known.items() if i > index)
+        few = min(KAD_BUCKET_SOUGHT, self._bucket_size)
+        return max(self._bucket_size - nearer, few) - known.get(index, 0)
 
     def _has_place(self, bucket: _Bucket, entry: _Entry) -> bool:
         return (
@@ -176,14 +194,16 @@ class RoutingTable:
         return [e.peer for e in heapq.nsmallest(count, entries, key=lambda e: e.seen)]
 
     def sparse_prefixes(self) -> list[int]:
-        """Common prefix lengths, up to the longest in use, whose bucket is not full: the widest
-        first, and last those in which peers wait, since it has no place for their subnets."""
+        """Common prefix lengths, up to the longest in use, with which peers are looked for: the
+        widest first, and last those in which some wait, since there is no place for their
+        subnets."""
         longest = max((i for i, b in self._buckets.items() if b.entries), default=-1)
         sparse: list[int] = []
         crowded: list[int] = []
+        known = {index: len(bucket.entries) for index, bucket in self._buckets.items()}
         for index in range(longest + 1):
             bucket = self._buckets.get(index)
-            if bucket is None or len(bucket.entries) < self._bucket_size:
+            if self._missing(index, known) > 0:
                 (crowded if bucket and bucket.waiting else sparse).append(index)
         return sparse + crowded
 
@@ -199,8 +219,8 @@ class LookAround:
 
     def over(self, named: Iterable[PeerId]) -> bool:
         """Whether it is over with an answer that names these: several in a row named nobody new
-        for whom the table has room, and the others, who know the same peers, would not."""
-        wanted = set(filter(self._table.has_room_for, named))
+        whom the table lacks, and the others, who know the same peers, would not."""
+        wanted = set(filter(self._table.lacks, named))
         new = wanted - self._named
         self._named |= new
         self._fruitless = 0 if new else self._fruitless + 1

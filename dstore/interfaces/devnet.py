@@ -24,7 +24,7 @@ from typing import Any, Final, Literal
 from dstore.errors import CallerError, DstoreError, NodeError, NotFoundError
 from dstore.interfaces.client import Client, daemon_form
 from dstore.interfaces.homes import create_home, peer_id_of
-from dstore.limits import DEVNET_DOWN_SECONDS, DEVNET_NODES_MAX, DEVNET_UP_SECONDS
+from dstore.limits import DEVNET_DOWN_SECONDS, DEVNET_NODES_MAX, DEVNET_UP_SECONDS, KAD_BUCKET
 
 _STATE_FILE: Final = "devnet.json"
 _LOG_FILE: Final = "daemon.log"
@@ -198,16 +198,18 @@ class Devnet:
         return started
 
     def _await_connected(self) -> None:
-        """Every running node sees every other; who has not found the others by himself is
-        introduced to them.  One node after the other is asked, and not again once it sees all:
-        the nodes are to find each other, not to answer questions about it."""
+        """Every running node sees all others, or as many as a node knows that has found its
+        neighbours; who has not by himself is introduced to them.  One node after the other is
+        asked, and not again once it sees them: the nodes are to find each other, not to answer
+        questions about it."""
         running = {node.peer_id: node for node in self.nodes if node.state == "running"}
         settled = time.monotonic() + _SETTLE_SECONDS
         deadline = time.monotonic() + DEVNET_UP_SECONDS
 
         unseen: set[str] = set()
+        enough = min(len(running) - 1, KAD_BUCKET)
 
-        def sees_all(node: DevnetNode) -> bool:
+        def sees_enough(node: DevnetNode) -> bool:
             if node.state == "dead":
                 raise _ended(node)
             client = Client.of_home(Path(node.home))
@@ -215,13 +217,15 @@ class Devnet:
             seen = {one["peer_id"] for one in peers if one["connected"]}
             unseen.clear()
             unseen.update(running.keys() - seen - {node.peer_id})
+            if len(seen & running.keys()) >= enough:
+                return True
             for one in unseen if time.monotonic() > settled else ():
                 address = f"{running[one].address}/p2p/{one}"
                 client.post("/v1/peers/connect", {"address": address})
-            return not unseen
+            return False
 
         for node in running.values():
-            if not _wait(partial(sees_all, node), deadline - time.monotonic()):
+            if not _wait(partial(sees_enough, node), deadline - time.monotonic()):
                 lost = ", ".join(sorted(running[one].name for one in unseen))
                 raise NodeError(
                     f"not all nodes are connected after {DEVNET_UP_SECONDS} s: "

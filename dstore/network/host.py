@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -101,7 +101,7 @@ class Libp2pHost:
         self._served: Counter[PeerId] = Counter()
         self._pings: Counter[PeerId] = Counter()
         self._changed = trio.Event()
-        self._on_connected: list[Callable[[PeerId], None]] = []
+        self._on_identified: list[Callable[[PeerId], None]] = []
         self._handlers: dict[str, StreamHandler] = {
             PING: self._serve_ping,
         }
@@ -111,7 +111,7 @@ class Libp2pHost:
             sequence=int(runtime.clock.now()),
             protocols=self._handlers,
             addresses=self.addresses,
-            announced=lambda peer, addresses: self._swarm.book.announced(peer, addresses),
+            announced=self._heard_who,
         )
         self._handlers[IDENTIFY] = self._introductions.serve
         self._handlers[IDENTIFY_PUSH] = self._introductions.take
@@ -193,9 +193,6 @@ class Libp2pHost:
     def connected(self) -> Sequence[PeerId]:
         return self._swarm.connected()
 
-    def on_connected(self, call: Callable[[PeerId], None]) -> None:
-        self._on_connected.append(call)
-
     def known_addresses(self, peer: PeerId) -> Sequence[str]:
         """Addresses by which the peer was reached or announced, best first."""
         return self._swarm.book.known(peer)
@@ -208,6 +205,17 @@ class Libp2pHost:
         """Note addresses for later dialling; those that dstore cannot dial are dropped."""
         if target.peer != self._peer_id:
             self._swarm.book.remember(target.peer, target.addresses)
+
+    def on_identified(self, call: Callable[[PeerId], None]) -> None:
+        self._on_identified.append(call)
+
+    def announced(self, peer: PeerId) -> Collection[str] | None:
+        connection = self._swarm.connection(peer)
+        if connection is None:
+            return ()
+        if connection.identity is None:
+            return () if connection.identified.is_set() else None
+        return connection.identity.protocols
 
     async def speaks(self, peer: PeerId, protocol: str) -> bool:
         """Whether the connected peer announced `protocol`; False where it told nothing
@@ -307,10 +315,11 @@ class Libp2pHost:
             log.error("%s failed", what, exc_info=error, extra={"reason": type(error).__name__})
 
     def _serve(self, connection: Connection, nursery: trio.Nursery) -> None:
-        """Identify the peer, serve the streams that it opens, by tasks of `nursery`, and say
-        that it is connected."""
+        """Identify the peer, and serve the streams that it opens, by tasks of `nursery`."""
         if connection.identity is None:
             nursery.start_soon(self._identify, connection)
+        else:
+            self._heard_who(connection)
         if self._introductions.outdated(connection):
             nursery.start_soon(self._push, connection)
 
@@ -323,8 +332,6 @@ class Libp2pHost:
                 nursery.start_soon(self._serve_stream, stream)
 
         connection.on_stream(take)
-        for call in self._on_connected:
-            call(connection.peer)
 
     async def _serve_stream(self, stream: HostStream) -> None:
         self._swarm.counters["streams_accepted"] += 1
@@ -354,6 +361,13 @@ class Libp2pHost:
 
     # --- Identify and ping --------------------------------------------------------------
 
+    def _heard_who(self, connection: Connection) -> None:
+        """The peer of a connection has said who it is, or will not."""
+        if connection.identity is not None:
+            self._swarm.book.announced(connection.peer, connection.identity.addresses)
+        for call in self._on_identified:
+            call(connection.peer)
+
     async def _identify(self, connection: Connection) -> None:
         """Ask the peer of a new connection who it is."""
         try:
@@ -361,7 +375,9 @@ class Libp2pHost:
                 f"identify of {connection.peer}", lambda: self._introductions.ask(connection)
             )
         finally:
-            connection.identified.set()
+            if not connection.identified.is_set():
+                connection.identified.set()
+                self._heard_who(connection)
 
     async def _announce_changes(self) -> None:
         """Tell connected peers when a protocol was added after they asked."""

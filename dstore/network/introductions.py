@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 import trio
 from libp2p.abc import IRawConnection
 
-from dstore.core.peerid import PeerId
 from dstore.errors import DeadlineExceeded, ProtocolViolation
 from dstore.limits import IDENTIFY_BYTES_MAX, REQUEST_SECONDS
 from dstore.network.addresses import Endpoint
@@ -32,10 +31,11 @@ class Introductions:
         sequence: int,
         protocols: Iterable[str],
         addresses: Callable[[], Sequence[str]],
-        announced: Callable[[PeerId, Iterable[str]], None],
+        announced: Callable[[Connection], None],
     ) -> None:
         """`protocols` and `addresses` are looked at whenever somebody is told of them.
-        `announced` hears at which addresses a peer says that it can be reached."""
+        `announced` hears of each connection whose peer has said who it is, when asked or
+        unasked."""
         self._seed = seed
         self._agent = agent
         self._sequence = sequence
@@ -99,6 +99,5 @@ class Introductions:
             raise DeadlineExceeded(f"{connection.peer} did not identify itself") from error
         if message is None:
             raise ProtocolViolation(f"{connection.peer} sent no identify message")
-        identity = read(message, connection.peer, connection.remote)
-        connection.learn(identity)
-        self._announced(connection.peer, identity.addresses)
+        connection.learn(read(message, connection.peer, connection.remote))
+        self._announced(connection)

@@ -7,7 +7,6 @@ the service's business.  Specification: libp2p kad-dht.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -36,13 +35,11 @@ from dstore.limits import (
     KAD_LOOKUP_SECONDS,
     KAD_POLL_SECONDS,
     KAD_PROVIDERS_PER_KEY_MAX,
-    KAD_RECONSIDER_SECONDS,
     KAD_REFRESH_ANSWERS,
     KAD_REFRESH_LOOKUPS_MAX,
     KAD_REFRESH_SECONDS,
     KAD_REQUEST_SECONDS,
     KAD_SLOW_SECONDS_MIN,
-    KAD_SUSPECTS_MAX,
     PROVIDER_SECONDS,
 )
 from dstore.network.kad_peers import KnownPeers
@@ -99,9 +96,7 @@ class Routing:
             seconds=options.provider_seconds,
         )
         self._bootstrap: dict[PeerId, PeerAddresses] = {}
-        self._considering: set[PeerId] = set()
-        self._considered = trio.Event()  # set, and replaced, whenever one has been
-        self._reconsider: OrderedDict[PeerId, float] = OrderedDict()  # not before
+        self._news = trio.Event()  # set, and replaced, whenever a peer says who it is
         answers = Answers(network, self._table, self._store, runtime.random)
         self._served = ServedStreams(answers.answer)
         self._size_at_refresh = 0
@@ -110,8 +105,9 @@ class Routing:
         self._closed = False
         if options.mode == "server":
             network.set_handler(options.protocol, self._serve)
-        network.on_connected(self._connected)
-        self._consider_connected()
+        network.on_identified(self._identified)
+        for peer in network.connected():
+            self._take_back(peer)
 
     # --- What is known ------------------------------------------------------------------
 
@@ -155,11 +151,11 @@ class Routing:
         if len(self._table) < KAD_BUCKET:
             # Among so few every peer counts, also one whose connection is a moment old.
             with trio.move_on_after(KAD_SLOW_SECONDS_MIN):
-                await self._all_considered()
-        if not len(self._table):
+                while self._expects_news():
+                    await self._news.wait()
             with trio.move_on_after(KAD_REQUEST_SECONDS):
-                while self._considering and not len(self._table):
-                    await self._considered.wait()
+                while not len(self._table) and self._expects_news():
+                    await self._news.wait()
         if not self._closed:
             await search.run(deadline, self._nursery)
         return search
@@ -335,8 +331,8 @@ class Routing:
             self._peers.unanswered(target.peer)
 
     async def _told_of_others(self, peers: Sequence[PeerAddresses]) -> bool:
-        """Whether one of `peers` names somebody near this node for whom the table has room:
-        one who is of the same network does not."""
+        """Whether one of `peers` names somebody near this node whom the table lacks: one who is
+        of the same network does not."""
         named: list[PeerId] = []
 
         async def ask(peer: PeerId) -> None:
@@ -346,11 +342,11 @@ class Routing:
             for target in peers:
                 if target.peer in self._table:
                     nursery.start_soon(ask, target.peer)
-        return any(map(self._table.has_room_for, named))
+        return any(map(self._table.lacks, named))
 
     async def refresh(self) -> None:
         """Look up this node's own id, and a random one in each part of the key space where the
-        table has room, the widest first, until that finds nobody new; ask those not heard
+        table lacks some, the widest first, until that finds nobody new; ask those not heard
         from for long.  Where there are such the look-ups go to their ends, and find out who is
         silent; else only as long as they tell of peers for the table."""
         horizon = trio.current_time() - KAD_REFRESH_SECONDS
@@ -379,9 +375,9 @@ class Routing:
             concurrency=KAD_REFRESH_ANSWERS,
         )
         async with trio.open_nursery() as nursery:
-            for peer in search.lookup.unheard():
-                if self._table.has_room_for(peer) and not self._peers.is_suspect(peer):
-                    nursery.start_soon(self._join, search.where(peer))
+            able = (p for p in search.lookup.unheard() if not self._peers.is_suspect(p))
+            for peer in self._table.to_meet(able):
+                nursery.start_soon(self._join, search.where(peer))
 
     def _random_key(self, prefix: int) -> bytes:
         """A key, in the form of a peer id, that shares `prefix` bits with this node's id."""
@@ -402,43 +398,31 @@ class Routing:
         self._peers.heard(peer)
         return [each.peer for each in answer.closer]
 
-    def _consider_connected(self) -> None:
-        """Find out which connected peers are servers."""
-        for peer in self._network.connected():
-            self._consider(peer)
-
-    def _connected(self, peer: PeerId) -> None:
-        """Those whom this node tells of others are told of `peer` from now on; whatever it was
-        when it was connected before, it may be another thing now."""
-        if not self._closed:
-            self._reconsider.pop(peer, None)
-            self._consider(peer)
-
-    def _consider(self, peer: PeerId) -> None:
-        now = trio.current_time()
-        if peer in self._table or peer in self._considering or now < self._reconsider.get(peer, 0):
+    def _identified(self, peer: PeerId) -> None:
+        """A connected peer has said what it speaks, or will not.  A server is told to others from
+        now on; who says that it is none is not."""
+        if self._closed:
             return
-        self._considering.add(peer)
-        self._reconsider[peer] = now + KAD_RECONSIDER_SECONDS
-        self._reconsider.move_to_end(peer)
-        if len(self._reconsider) > KAD_SUSPECTS_MAX:
-            self._reconsider.popitem(last=False)
-        self._nursery.start_soon(self._find_out, peer)
+        if self._is_server(peer):
+            self._peers.heard(peer)
+        elif self._network.announced(peer):
+            self._table.remove(peer)
+        self._news.set()
+        self._news = trio.Event()
 
-    async def _all_considered(self) -> None:
-        while self._considering:
-            await self._considered.wait()
+    def _is_server(self, peer: PeerId) -> bool:
+        """Whether the connected peer says so."""
+        return self._options.protocol in (self._network.announced(peer) or ())
 
-    async def _find_out(self, peer: PeerId) -> None:
-        try:
-            if await self._network.speaks(peer, self._options.protocol):
-                self._peers.heard(peer)
-        except (NetworkError, PeerError):
-            return
-        finally:
-            self._considering.discard(peer)
-            self._considered.set()
-            self._considered = trio.Event()
+    def _take_back(self, peer: PeerId) -> None:
+        """Have a server in the table that is connected, though it was given up once: it may have
+        been busy.  Not as long as it is suspect."""
+        if peer not in self._table and self._is_server(peer) and not self._peers.is_suspect(peer):
+            self._peers.heard(peer)
+
+    def _expects_news(self) -> bool:
+        """Whether a connected peer may still say what it speaks."""
+        return any(self._network.announced(peer) is None for peer in self._network.connected())
 
     async def maintain(self) -> None:
         """Keep the table and the stores in order until cancelled."""
@@ -446,7 +430,8 @@ class Routing:
         while True:
             await trio.sleep(KAD_POLL_SECONDS)
             now = trio.current_time()
-            self._consider_connected()
+            for peer in self._network.connected():
+                self._take_back(peer)
             self._store.expire(now)
             await self._requests.sweep()
             if not len(self._table):
@@ -468,7 +453,7 @@ class Routing:
 
     async def _serve(self, stream: Stream) -> None:
         if not self._closed:
-            self._consider(stream.peer)  # a server itself, perhaps
+            self._take_back(stream.peer)
         await self._served.serve(stream)
 
 

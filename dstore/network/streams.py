@@ -7,7 +7,7 @@ that both run on either.  Nothing here knows libp2p.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -102,11 +102,6 @@ class Network(Protocol):
         """Peers with a live connection, in no particular order."""
         ...
 
-    def on_connected(self, call: Callable[[PeerId], None]) -> None:
-        """Call `call` with every peer to whom a connection comes about from now on, when it is
-        in `connected`."""
-        ...
-
     def known_addresses(self, peer: PeerId) -> Sequence[str]:
         """Addresses by which the peer was reached or announced."""
         ...
@@ -118,6 +113,16 @@ class Network(Protocol):
 
     def remember(self, target: PeerAddresses) -> None:
         """Note addresses for later dialling."""
+        ...
+
+    def on_identified(self, call: Callable[[PeerId], None]) -> None:
+        """Call `call` with each peer that is connected and has said which protocols it speaks, or
+        has not within the request deadline; and again whenever it says so anew."""
+        ...
+
+    def announced(self, peer: PeerId) -> Collection[str] | None:
+        """The protocols that the connected peer said it speaks: none where it says nothing
+        within the request deadline, None as long as it may still."""
         ...
 
     async def speaks(self, peer: PeerId, protocol: str) -> bool:

@@ -251,8 +251,6 @@ class Swarm:
     def _admit(self, connection: Connection) -> None:
         peer = connection.peer
         self.counters["connections_opened"] += 1
-        if connection.identity is not None:
-            self.book.announced(peer, connection.identity.addresses)
         old = self.connection(peer)
         if old is None:
             self._live[peer] = connection

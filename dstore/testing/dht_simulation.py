@@ -164,14 +164,14 @@ class Simulation:
         around = LookAround(node.table)
         search = SimSearch(self, node, key, concurrency=KAD_REFRESH_ANSWERS, enough=around.over)
         outcome = self._run_alone(search)
-        for peer in search.unheard():
-            if node.table.has_room_for(peer) and not node.suspects.has(peer, self.now):
-                outcome.messages += 1
-                if self.nodes[peer].alive:
-                    self.hear(node, peer)
-                    self.hear(self.nodes[peer], node.peer)
-                else:
-                    node.suspects.add(peer, self.now)
+        able = (peer for peer in search.unheard() if not node.suspects.has(peer, self.now))
+        for peer in node.table.to_meet(able):
+            outcome.messages += 1
+            if self.nodes[peer].alive:
+                self.hear(node, peer)
+                self.hear(self.nodes[peer], node.peer)
+            else:
+                node.suspects.add(peer, self.now)
         return outcome
 
     def _run_alone(self, search: SimSearch) -> Outcome:

@@ -146,7 +146,7 @@ class MemoryHost:
         self._peer_id = peer_id
         self._addresses = addresses
         self._handlers: dict[str, StreamHandler] = {}
-        self._on_connected: list[Callable[[PeerId], None]] = []
+        self._on_identified: list[Callable[[PeerId], None]] = []
         self._connections: dict[PeerId, _Connection] = {}
         self._known: dict[PeerId, dict[str, None]] = {}
         self._scopes: dict[trio.CancelScope, None] = {}  # of handlers being served
@@ -188,6 +188,9 @@ class MemoryHost:
 
     def set_handler(self, protocol: str, handler: StreamHandler) -> None:
         self._handlers[protocol] = handler
+        for connection in self.live_connections():
+            for call in connection.other(self)._on_identified:
+                call(self._peer_id)
 
     def handler_of(self, protocol: str) -> StreamHandler | None:
         """What serves `protocol` here."""
@@ -195,9 +198,6 @@ class MemoryHost:
 
     def connected(self) -> Sequence[PeerId]:
         return tuple(self._connections)
-
-    def on_connected(self, call: Callable[[PeerId], None]) -> None:
-        self._on_connected.append(call)
 
     def known_addresses(self, peer: PeerId) -> Sequence[str]:
         return tuple(self._known.get(peer, ()))
@@ -209,11 +209,17 @@ class MemoryHost:
     def remember(self, target: PeerAddresses) -> None:
         self._known.setdefault(target.peer, {}).update(dict.fromkeys(target.addresses))
 
-    async def speaks(self, peer: PeerId, protocol: str) -> bool:
+    def on_identified(self, call: Callable[[PeerId], None]) -> None:
+        self._on_identified.append(call)
+
+    def announced(self, peer: PeerId) -> Collection[str]:
         """As the contract says; identify is part of connecting here."""
-        await trio.lowlevel.checkpoint()
         connection = self._connections.get(peer)
-        return connection is not None and bool(connection.other(self).handler_of(protocol))
+        return () if connection is None else tuple(connection.other(self)._handlers)
+
+    async def speaks(self, peer: PeerId, protocol: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        return protocol in self.announced(peer)
 
     async def disconnect(self, peer: PeerId) -> None:
         await trio.lowlevel.checkpoint()
@@ -239,7 +245,7 @@ class MemoryHost:
         other = connection.other(self)
         self._connections[other.peer_id] = connection
         self.remember(PeerAddresses(other.peer_id, tuple(other.addresses())))
-        for call in self._on_connected:
+        for call in self._on_identified:
             call(other.peer_id)
 
     def live_connection(self, peer: PeerId) -> _Connection | None:

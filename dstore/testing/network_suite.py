@@ -53,32 +53,43 @@ class NetworkSuite(ABC):
             assert answer.peer == first.peer_id
             assert list(second.connected()) == [first.peer_id]
 
-    async def test_both_ends_hear_of_every_connection(self) -> None:
+    async def test_both_ends_hear_of_each_other_and_of_what_changes(self) -> None:
         async with self.pair() as (first, second):
-            heard: list[tuple[PeerId, bool]] = []
-            both = trio.Event()
+            second.set_handler(ECHO, echo)
+            heard: list[tuple[PeerId, bool, bool]] = []
+            news = trio.Event()
 
-            def listen_at(node: Network) -> None:
+            def note_at(node: Network, other: Network) -> None:
                 def note(peer: PeerId) -> None:
-                    heard.append((peer, peer in node.connected()))
-                    if len(heard) % 2 == 0:
-                        both.set()
+                    nonlocal news
+                    assert peer == other.peer_id
+                    spoken = node.announced(peer) or ()
+                    heard.append((peer, ECHO in spoken, SILENT in spoken))
+                    news.set()
+                    news = trio.Event()
 
-                node.on_connected(note)
+                node.on_identified(note)
 
-            for node in (first, second):
-                listen_at(node)
-            for dialler, other in ((first, second), (second, first)):
-                both = trio.Event()
-                await dialler.connect(where(other))
+            async def until(expected: set[tuple[PeerId, bool, bool]]) -> None:
                 with trio.fail_after(_PATIENCE_SECONDS):
-                    await both.wait()
-                    for node, end in ((first, second), (second, first)):
-                        await node.disconnect(end.peer_id)
-                        while node.connected():  # noqa: ASYNC110
-                            await trio.sleep(0.01)
-            ends = {(first.peer_id, True), (second.peer_id, True)}
-            assert [set(heard[:2]), set(heard[2:])] == [ends, ends]
+                    while not expected <= set(heard):
+                        await news.wait()
+                heard.clear()
+
+            note_at(first, second)
+            note_at(second, first)
+            assert not first.announced(second.peer_id)
+            for dialler, other in ((first, second), (second, first)):
+                await dialler.connect(where(other))
+                await until({(second.peer_id, True, False), (first.peer_id, False, False)})
+                await dialler.disconnect(other.peer_id)
+                with trio.fail_after(_PATIENCE_SECONDS):
+                    while first.connected() or second.connected():  # noqa: ASYNC110
+                        await trio.sleep(0.01)
+            await first.connect(where(second))
+            await until({(second.peer_id, True, False), (first.peer_id, False, False)})
+            second.set_handler(SILENT, echo)
+            await until({(second.peer_id, True, True)})
 
     async def test_remembered_addresses_are_dialled(self) -> None:
         async with self.pair() as (first, second):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from hypothesis import given
@@ -11,7 +12,7 @@ from dstore.core.diversity import subnets_of
 from dstore.core.kad_table import LookAround, RoutingTable
 from dstore.core.kademlia import common_prefix, kad_id
 from dstore.core.peerid import PeerId
-from dstore.limits import KAD_REFRESH_ANSWERS
+from dstore.limits import KAD_BUCKET, KAD_BUCKET_SOUGHT, KAD_REFRESH_ANSWERS
 from dstore.testing.deterministic import peer_number
 
 PEERS = [peer_number(number) for number in range(400)]
@@ -117,6 +118,30 @@ def test_where_only_subnets_leave_room_newcomers_are_looked_for_last() -> None:
     assert table.sparse_prefixes() == [1, 2, 0]
 
 
+def test_the_nearest_are_met_and_of_those_farther_away_a_few() -> None:
+    table = RoutingTable(OWN)
+    own = kad_id(OWN.binary)
+    assert table.to_meet([OWN, *PEERS[:15]]) == PEERS[:15], "all of a small network"
+    ordered = by_distance(PEERS, own)
+    prefixes = Counter(common_prefix(own, kad_id(each.binary)) for each in PEERS)
+    met = table.to_meet(ordered)
+    for each in met:
+        table.heard(each, 0)
+    assert set(ordered[:KAD_BUCKET]) <= set(table)
+    found = Counter(common_prefix(own, kad_id(each.binary)) for each in table)
+    wanted = {
+        index: max(KAD_BUCKET - sum(found[i] for i in found if i > index), KAD_BUCKET_SOUGHT)
+        for index in range(max(found) + 1)
+    }
+    assert found == {index: min(prefixes[index], count) for index, count in wanted.items()}
+    assert table.to_meet(ordered) == []
+    assert not any(map(table.lacks, ordered))
+    # Where there were not so many, others are looked for.
+    assert table.sparse_prefixes() == [i for i, count in wanted.items() if found[i] < count]
+    # Who comes by himself is taken.
+    assert sum(table.heard(each, 0) for each in ordered) > len(met) + KAD_BUCKET
+
+
 def test_looking_around_is_over_when_several_in_a_row_name_nobody_for_the_table() -> None:
     table = RoutingTable(OWN, bucket_size=2)
     for each in PEERS[:30]:
@@ -124,8 +149,8 @@ def test_looking_around_is_over_when_several_in_a_row_name_nobody_for_the_table(
     inside = list(table)
     full = [each for each in PEERS[:30] if each not in inside]
     assert full
-    assert not any(map(table.has_room_for, [*inside, *full, OWN]))
-    newcomer = next(each for each in PEERS[30:] if table.has_room_for(each))
+    assert not any(map(table.lacks, [*inside, *full, OWN]))
+    newcomer = next(each for each in PEERS[30:] if table.lacks(each))
     assert not any(each == newcomer for each in inside)
 
     around = LookAround(table)

@@ -42,4 +42,5 @@ async def meet_all(cluster: Cluster, reader: int) -> None:
     """Connect the reader to everybody."""
     for number in cluster.alive:
         if number != reader:
-            await cluster[reader].connect(PeerAddresses(cluster.peer(number)))
+            addresses = tuple(cluster[number].network.addresses())
+            await cluster[reader].connect(PeerAddresses(cluster.peer(number), addresses))
