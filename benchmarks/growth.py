@@ -137,7 +137,8 @@ def by_nodes(work: Path, count: int) -> Row:
 
 
 def one_more(net: Path, count: int) -> float:
-    """Seconds until a further node, which makes `count`, is up and connected to all others."""
+    """Seconds until a further node, which makes `count`, is up and connected as `devnet up` asks:
+    to all others, or to twenty where there are more."""
     begun = time.perf_counter()
     dstore("devnet", "up", "-n", str(count), "--dir", str(net))
     return time.perf_counter() - begun
