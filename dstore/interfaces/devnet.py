@@ -125,7 +125,8 @@ class Devnet:
     def up(self, count: int, domains: int | None) -> None:
         """Start `count` nodes in `domains` failure domains (each its own unless given), or
         those of an existing devnet that are dead; returns when all are ready and connected
-        to each other, or to as many as a node looks for.  Raises CallerError, and NodeError with the log of one that failed."""
+        to each other, or each to KAD_BUCKET of them.  Raises CallerError, and NodeError with
+        the log of one that failed."""
         if (self.directory / _STATE_FILE).exists():
             self.nodes = Devnet.load(self.directory).nodes
         self._make(count, domains or count)

@@ -16,18 +16,20 @@ from dstore.core.peerid import PeerId
 from dstore.limits import (
     DIAL_SECONDS,
     KAD_BUCKET,
+    KAD_FAILURES_MAX,
     KAD_FOUND_SECONDS,
     KAD_LOOKUP_SECONDS,
     KAD_POLL_SECONDS,
     KAD_POOLED_IDLE_SECONDS,
     KAD_POOLED_PER_PEER_MAX,
     KAD_SLOW_SECONDS_MAX,
+    KAD_SUSPECT_SECONDS,
 )
 from dstore.network import routing as routing_module
 from dstore.network.kad_requests import RequestStreams
 from dstore.network.kad_search import Search
 from dstore.network.routing import ProviderEntry, Routing, RoutingOptions, open_routing
-from dstore.network.streams import PeerAddresses
+from dstore.network.streams import PeerAddresses, Stream
 from dstore.testing.deterministic import peer_number, simulated_runtime
 from dstore.testing.routing_cluster import routing_cluster
 
@@ -43,6 +45,10 @@ def recall(found: Iterable[PeerAddresses], key: bytes, alive: Iterable[PeerId]) 
     """How much of the 20 truly closest was found."""
     wanted = set(closest_of(alive, kad_id(key), 20))
     return len(wanted & {each.peer for each in found}) / len(wanted)
+
+
+async def says_nothing(stream: Stream) -> None:
+    await trio.sleep_forever()
 
 
 def noted(monkeypatch: pytest.MonkeyPatch, of: Routing | None = None) -> list[PeerId]:
@@ -314,6 +320,28 @@ async def test_a_client_that_comes_back_as_a_server_is_one_at_once(
             await peer.connect(cluster.where(0))
             await trio.testing.wait_all_tasks_blocked()
             assert cluster.routings[0].table_size == 2
+
+
+async def test_who_says_that_it_serves_no_more_leaves_the_table(autojump_clock: MockClock) -> None:
+    async with routing_cluster(3) as cluster:
+        leaver = cluster.hosts[1]
+        assert leaver.peer_id in cluster.routings[0]._table
+        del leaver._handlers[PROTOCOL]
+        leaver.set_handler("/test/other/1", says_nothing)  # connected peers are told
+        assert leaver.peer_id not in cluster.routings[0]._table
+        assert leaver.peer_id not in cluster.routings[2]._table
+        cluster.hub.sever(cluster.id(0), cluster.id(2))
+        assert cluster.id(2) in cluster.routings[0]._table, "who leaves without a word may be back"
+
+
+async def test_who_was_given_up_while_it_was_busy_is_taken_back(autojump_clock: MockClock) -> None:
+    async with routing_cluster(2) as cluster:
+        for _ in range(KAD_FAILURES_MAX):
+            cluster.routings[0]._peers.unanswered(cluster.id(1))
+        await trio.sleep(KAD_POLL_SECONDS)
+        assert cluster.routings[0].table_size == 0
+        await trio.sleep(KAD_SUSPECT_SECONDS)
+        assert cluster.routings[0].table_size == 1
 
 
 async def test_bootstrap_counts_who_answered_and_tries_again(autojump_clock: MockClock) -> None:
