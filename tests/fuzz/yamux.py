@@ -27,7 +27,7 @@ from dstore.core.yamux_frames import (
     StreamReset,
 )
 from dstore.errors import ConnectionLost, ProtocolViolation
-from dstore.limits import YAMUX_WINDOW_BYTES_INITIAL
+from dstore.limits import YAMUX_OUT_BYTES_HIGH, YAMUX_WINDOW_BYTES_INITIAL
 from tests.fuzz.script import Script
 from tests.fuzz.target import Target
 
@@ -160,6 +160,8 @@ class _Driver:
         self.open.add(stream)
 
     def send(self, stream: int, size: int) -> None:
+        if self.machine.pending_bytes >= YAMUX_OUT_BYTES_HIGH:
+            return  # the driver waits then, however large a window the peer has opened
         window = self.machine.send_window(stream)
         try:
             sent = self.machine.send(stream, memoryview(bytes(min(size, 1 << 17))))
