@@ -111,7 +111,7 @@ class RoutingTable:
         """Those of `peers` that are worth meeting for the table, subnets aside: the k nearest
         of all that it would then know, and a few with each of the shorter common prefixes,
         where up to k are taken if they come by themselves.  Give the nearest first."""
-        known = {index: len(bucket.entries) for index, bucket in self._buckets.items()}
+        known = self._known()
         chosen: list[PeerId] = []
         for peer in peers:
             index = self._index(peer)
@@ -119,6 +119,10 @@ class RoutingTable:
                 known[index] = known.get(index, 0) + 1
                 chosen.append(peer)
         return chosen
+
+    def _known(self) -> dict[int, int]:
+        """How many peers are in the table with each common prefix."""
+        return {index: len(bucket.entries) for index, bucket in self._buckets.items()}
 
     def _missing(self, index: int, known: Mapping[int, int]) -> int:
         """How many more peers to look for with this common prefix, where so many are known with
@@ -200,7 +204,7 @@ class RoutingTable:
         longest = max((i for i, b in self._buckets.items() if b.entries), default=-1)
         sparse: list[int] = []
         crowded: list[int] = []
-        known = {index: len(bucket.entries) for index, bucket in self._buckets.items()}
+        known = self._known()
         for index in range(longest + 1):
             bucket = self._buckets.get(index)
             if self._missing(index, known) > 0:

@@ -111,7 +111,7 @@ class Libp2pHost:
             sequence=int(runtime.clock.now()),
             protocols=self._handlers,
             addresses=self.addresses,
-            announced=self._heard_who,
+            heard_who=self._heard_who,
         )
         self._handlers[IDENTIFY] = self._introductions.serve
         self._handlers[IDENTIFY_PUSH] = self._introductions.take

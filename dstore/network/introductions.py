@@ -31,17 +31,17 @@ class Introductions:
         sequence: int,
         protocols: Iterable[str],
         addresses: Callable[[], Sequence[str]],
-        announced: Callable[[Connection], None],
+        heard_who: Callable[[Connection], None],
     ) -> None:
         """`protocols` and `addresses` are looked at whenever somebody is told of them.
-        `announced` hears of each connection whose peer has said who it is, when asked or
+        `heard_who` is told of each connection whose peer has said who it is, when asked or
         unasked."""
         self._seed = seed
         self._agent = agent
         self._sequence = sequence
         self._protocols = protocols
         self._addresses = addresses
-        self._announced = announced
+        self._heard_who = heard_who
 
     def in_handshake(self, raw: IRawConnection) -> bytes:
         """What is said of this node within the handshake on `raw`."""
@@ -100,4 +100,4 @@ class Introductions:
         if message is None:
             raise ProtocolViolation(f"{connection.peer} sent no identify message")
         connection.learn(read(message, connection.peer, connection.remote))
-        self._announced(connection)
+        self._heard_who(connection)
