@@ -21,6 +21,7 @@ from dstore.network.host import HostOptions, Libp2pHost, open_host
 from dstore.network.routing import Routing, RoutingOptions, open_routing
 from dstore.network.streams import PeerAddresses, Stream
 from dstore.runtime import Runtime
+from tests.unit.network.hosts import until
 
 SERVERS = 19
 PROTOCOL = RoutingOptions().protocol
@@ -104,8 +105,7 @@ async def all_answer(hosts: Sequence[Libp2pHost], routings: Sequence[Routing]) -
     client = routings[SERVERS]
     assert len(await client.closest_peers(key_of(0))) == SERVERS
     # Who was dialled takes the dialler into its table a few steps later.
-    while any(routing.table_size < SERVERS - 1 for routing in routings[1:SERVERS]):  # noqa: ASYNC110
-        await trio.sleep(0.01)
+    await until(lambda: all(one.table_size == SERVERS - 1 for one in routings[1:SERVERS]))
     for number in (3, 4, SERVERS):
         confirmed = await routings[number].provide(key_of(1))
         assert confirmed == SERVERS - (number < SERVERS)

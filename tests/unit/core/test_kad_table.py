@@ -121,7 +121,7 @@ def test_where_only_subnets_leave_room_newcomers_are_looked_for_last() -> None:
 def test_the_nearest_are_met_and_of_those_farther_away_a_few() -> None:
     table = RoutingTable(OWN)
     own = kad_id(OWN.binary)
-    assert table.to_meet([OWN, *PEERS[:15]]) == PEERS[:15], "all of a small network"
+    assert table.to_meet([OWN, *PEERS[:KAD_BUCKET]]) == PEERS[:KAD_BUCKET], "all of 21"
     ordered = by_distance(PEERS, own)
     prefixes = Counter(common_prefix(own, kad_id(each.binary)) for each in PEERS)
     met = table.to_meet(ordered)

@@ -10,7 +10,14 @@ import trio.testing
 
 from dstore.core.wire import Refusal
 from dstore.errors import Refused
-from dstore.network.byte_budget import ByteBudget
+from dstore.network.byte_budget import ByteBudget, Share
+
+
+async def take_and_give_back(share: Share, size: int, name: str, order: list[str]) -> None:
+    await share.take(size)
+    order.append(name)
+    await trio.testing.wait_all_tasks_blocked()
+    share.give_back(size)
 
 
 async def test_takers_of_a_share_wait_for_their_turn() -> None:
@@ -78,44 +85,29 @@ async def test_who_holds_least_goes_first(autojump_clock: trio.testing.MockClock
     await shares["some"].take(1)
     await shares["most"].take(5)
     order: list[str] = []
-
-    async def taker(name: str, size: int) -> None:
-        await shares[name].take(size)
-        order.append(name)
-        await trio.sleep(1)
-        shares[name].give_back(size)
-
     async with trio.open_nursery() as nursery:
         for name, size in (("most", 2), ("some", 6), ("none", 7)):
-            nursery.start_soon(taker, name, size)
+            nursery.start_soon(take_and_give_back, shares[name], size, name, order)
             await trio.sleep(1)
         assert order == []
         shares["most"].give_back(3)  # it could have the two now, but for those that hold less
     assert order == ["none", "some", "most"]
 
 
-async def test_who_gives_back_all_it_held_is_before_those_who_came_later(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_who_gives_back_all_it_held_is_before_those_who_came_later() -> None:
     """So a peer that brings a slot waits behind readers only until what it brought is stored."""
     budget = ByteBudget(12)
     slow, bringer = budget.share(12), budget.share(12)
     await slow.take(4)
     await bringer.take(4)
     order: list[str] = []
-
-    async def taker(name: str, size: int) -> None:
-        share = bringer if name == "bringer" else budget.share(12)
-        await share.take(size)
-        order.append(name)
-        await trio.sleep(1)
-        share.give_back(size)
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(taker, "bringer", 4)
+        nursery.start_soon(take_and_give_back, bringer, 4, "bringer", order)
         for number in range(5):
-            await trio.sleep(0.1)
-            nursery.start_soon(taker, f"reader {number}", 5)
+            await trio.testing.wait_all_tasks_blocked()
+            share = budget.share(12)
+            nursery.start_soon(take_and_give_back, share, 5, f"reader {number}", order)
+        await trio.testing.wait_all_tasks_blocked()
         assert order == []
         bringer.give_back(4)
     assert order == ["bringer", *(f"reader {number}" for number in range(5))]

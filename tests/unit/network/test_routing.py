@@ -29,9 +29,10 @@ from dstore.network import routing as routing_module
 from dstore.network.kad_requests import RequestStreams
 from dstore.network.kad_search import Search
 from dstore.network.routing import ProviderEntry, Routing, RoutingOptions, open_routing
-from dstore.network.streams import PeerAddresses, Stream
+from dstore.network.streams import PeerAddresses
 from dstore.testing.deterministic import peer_number, simulated_runtime
 from dstore.testing.routing_cluster import routing_cluster
+from tests.unit.network.hosts import ECHO, echo
 
 PROTOCOL = RoutingOptions().protocol
 
@@ -45,10 +46,6 @@ def recall(found: Iterable[PeerAddresses], key: bytes, alive: Iterable[PeerId]) 
     """How much of the 20 truly closest was found."""
     wanted = set(closest_of(alive, kad_id(key), 20))
     return len(wanted & {each.peer for each in found}) / len(wanted)
-
-
-async def says_nothing(stream: Stream) -> None:
-    await trio.sleep_forever()
 
 
 def noted(monkeypatch: pytest.MonkeyPatch, of: Routing | None = None) -> list[PeerId]:
@@ -327,7 +324,7 @@ async def test_who_says_that_it_serves_no_more_leaves_the_table(autojump_clock: 
         leaver = cluster.hosts[1]
         assert leaver.peer_id in cluster.routings[0]._table
         del leaver._handlers[PROTOCOL]
-        leaver.set_handler("/test/other/1", says_nothing)  # connected peers are told
+        leaver.set_handler(ECHO, echo)  # connected peers are told
         assert leaver.peer_id not in cluster.routings[0]._table
         assert leaver.peer_id not in cluster.routings[2]._table
         cluster.hub.sever(cluster.id(0), cluster.id(2))
