@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dstore.core.diversity import NOWHERE, Spread, Subnets
@@ -120,6 +120,13 @@ class RoutingTable:
                 chosen.append(peer)
         return chosen
 
+    def reach(self, nearest: Sequence[PeerId]) -> int:
+        """The common prefix from which on `nearest` is all that somebody knows who was asked for
+        the k nearest to this node; 0 where that is everybody."""
+        if len(nearest) < self._bucket_size:
+            return 0
+        return 1 + min(map(self._index, nearest))
+
     def _known(self) -> dict[int, int]:
         """How many peers are in the table with each common prefix."""
         return {index: len(bucket.entries) for index, bucket in self._buckets.items()}
@@ -219,13 +226,26 @@ class LookAround:
     def __init__(self, table: RoutingTable) -> None:
         self._table = table
         self._named: set[PeerId] = set()
+        self._reach: int | None = None
         self._fruitless = 0
 
     def over(self, named: Iterable[PeerId]) -> bool:
         """Whether it is over with an answer that names these: several in a row named nobody new
         whom the table lacks, and the others, who know the same peers, would not."""
-        wanted = set(filter(self._table.lacks, named))
-        new = wanted - self._named
+        peers = list(named)
+        self._reach = max(self._reach or 0, self._table.reach(peers))
+        new = set(filter(self._table.lacks, peers)) - self._named
         self._named |= new
         self._fruitless = 0 if new else self._fruitless + 1
         return self._fruitless >= KAD_REFRESH_ANSWERS
+
+    def at_once(self) -> int:
+        """How many to ask at the same time: as many answers as could end it."""
+        return KAD_REFRESH_ANSWERS - self._fruitless
+
+    def left(self) -> list[int]:
+        """After a look-up of the own id: the table's sparse prefixes with which there may be
+        peers whom no answer named, since they are not among the nearest.  All of them, where
+        nobody answered."""
+        sparse = self._table.sparse_prefixes()
+        return sparse if self._reach is None else [i for i in sparse if i < self._reach]

@@ -100,13 +100,14 @@ class Lookup:
         own: PeerId,
         *,
         count: int = KAD_BUCKET,
-        concurrency: int = KAD_CONCURRENCY,
+        concurrency: Callable[[], int] = lambda: KAD_CONCURRENCY,
         widen: bool = False,
         delays: Delays | None = None,
         suspect: Callable[[PeerId], bool] = lambda _: False,
         subnets: Callable[[PeerId], Subnets] = lambda _: NOWHERE,
     ) -> None:
-        """`delays` is the node's memory of how long answers take, added to here.  `suspect`
+        """`concurrency` tells how many may be asked at once, whenever somebody could be.
+        `delays` is the node's memory of how long answers take, added to here.  `suspect`
         tells peers that were silent lately: they are waited for less.  `subnets` tells where
         a peer is, as far as is known when it is learnt of or answers."""
         self.target = target
@@ -147,7 +148,8 @@ class Lookup:
     def ask(self, now: float) -> list[PeerId]:
         """Peers to ask now; they count as asked from here on."""
         chosen: list[PeerId] = []
-        while self._first and self._in_flight < self._concurrency:
+        at_once = self._concurrency()
+        while self._first and self._in_flight < at_once:
             self._note_asked(peer := self._first.pop(0), now)
             chosen.append(peer)
         places = self._count
@@ -155,7 +157,7 @@ class Lookup:
             if places <= 0 or self._queries >= KAD_QUERIES_MAX:
                 break
             if self._states[peer] is _State.KNOWN:
-                if self._in_flight >= self._concurrency:
+                if self._in_flight >= at_once:
                     break
                 chosen.append(peer)
                 self._note_asked(peer, now)

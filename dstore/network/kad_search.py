@@ -39,9 +39,10 @@ class Search:
         count: int,
         on_answer: Callable[[KadMessage], bool] = lambda _: False,
         *,
-        concurrency: int = KAD_CONCURRENCY,
+        concurrency: Callable[[], int] = lambda: KAD_CONCURRENCY,
     ) -> None:
-        """`on_answer` sees every answer; the search stops where it returns True."""
+        """`on_answer` sees every answer; the search stops where it returns True.  For
+        `concurrency` see `Lookup`."""
         self._peers = peers
         self._requests = requests
         self._request = request

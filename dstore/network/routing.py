@@ -35,7 +35,6 @@ from dstore.limits import (
     KAD_LOOKUP_SECONDS,
     KAD_POLL_SECONDS,
     KAD_PROVIDERS_PER_KEY_MAX,
-    KAD_REFRESH_ANSWERS,
     KAD_REFRESH_LOOKUPS_MAX,
     KAD_REFRESH_SECONDS,
     KAD_REQUEST_SECONDS,
@@ -140,7 +139,7 @@ class Routing:
         count: int = KAD_BUCKET,
         on_answer: Callable[[KadMessage], bool] = lambda _: False,
         *,
-        concurrency: int = KAD_CONCURRENCY,
+        concurrency: Callable[[], int] = lambda: KAD_CONCURRENCY,
     ) -> Search:
         """The search for the peers closest to the request's key, done."""
         search = Search(
@@ -346,17 +345,22 @@ class Routing:
 
     async def refresh(self) -> None:
         """Look up this node's own id, and a random one in each part of the key space where the
-        table lacks some, the widest first, until that finds nobody new; ask those not heard
-        from for long.  Where there are such the look-ups go to their ends, and find out who is
-        silent; else only as long as they tell of peers for the table."""
+        table lacks some and that look-up does not reach, the widest first, until that finds
+        nobody new; ask those not heard from for long.  Where there are such the look-ups go to
+        their ends, and find out who is silent; else only as long as they tell of peers for the
+        table."""
         horizon = trio.current_time() - KAD_REFRESH_SECONDS
         stale = bool(self._table.unheard_since(horizon, 1))
-        own = self._own.binary
-        await (self._search_closest(own) if stale else self._look_around(own))
-        for prefix in self._table.sparse_prefixes()[:KAD_REFRESH_LOOKUPS_MAX]:
+        own, around = self._own.binary, LookAround(self._table)
+        await (self._search_closest(own) if stale else self._look_around(own, around))
+        for prefix in around.left()[:KAD_REFRESH_LOOKUPS_MAX]:
             before = len(self._table)
             key = self._random_key(prefix)
-            await (self._search_closest(key) if stale else self._look_around(key))
+            await (
+                self._search_closest(key)
+                if stale
+                else self._look_around(key, LookAround(self._table))
+            )
             if len(self._table) == before:
                 break  # everybody is known already
         self._size_at_refresh = len(self._table)
@@ -364,15 +368,14 @@ class Routing:
             for peer in self._table.unheard_since(horizon, KAD_CONCURRENCY):
                 nursery.start_soon(self._probe, peer)
 
-    async def _look_around(self, key: bytes) -> None:
+    async def _look_around(self, key: bytes, around: LookAround) -> None:
         """Look up `key`, as long as that tells of peers for the table, and meet those of whom
         it told: what they know is known already."""
-        around = LookAround(self._table)
         search = await self._search(
             KadMessage(MessageType.FIND_NODE, key),
             trio.current_time() + KAD_LOOKUP_SECONDS,
             on_answer=lambda answer: around.over(each.peer for each in answer.closer),
-            concurrency=KAD_REFRESH_ANSWERS,
+            concurrency=around.at_once,
         )
         async with trio.open_nursery() as nursery:
             able = (p for p in search.lookup.unheard() if not self._peers.is_suspect(p))

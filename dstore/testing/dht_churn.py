@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
+from dstore.core.kad_table import LookAround
 from dstore.core.kademlia import common_prefix, kad_id
 from dstore.limits import (
     KAD_CONCURRENCY,
@@ -97,13 +98,15 @@ class Churn:
         sim, started = self._sim, self._sim.now
         stale = bool(node.table.unheard_since(started - KAD_REFRESH_SECONDS, 1))
         own = node.peer.binary
-        around = sim.search(node, own) if stale else sim.look_around(node, own)
-        self.report.upkeep_messages += around.messages
-        for prefix in node.table.sparse_prefixes()[:KAD_REFRESH_LOOKUPS_MAX]:
+        around = LookAround(node.table)
+        done = sim.search(node, own) if stale else sim.look_around(node, own, around)
+        self.report.upkeep_messages += done.messages
+        for prefix in around.left()[:KAD_REFRESH_LOOKUPS_MAX]:
             before = len(node.table)
             key = self._key_beside(node, prefix)
-            around = sim.search(node, key) if stale else sim.look_around(node, key)
-            self.report.upkeep_messages += around.messages
+            fresh = LookAround(node.table)
+            done = sim.search(node, key) if stale else sim.look_around(node, key, fresh)
+            self.report.upkeep_messages += done.messages
             if len(node.table) == before:
                 break
         for peer in node.table.unheard_since(started - KAD_REFRESH_SECONDS, KAD_CONCURRENCY):

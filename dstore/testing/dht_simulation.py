@@ -27,7 +27,6 @@ from dstore.limits import (
     KAD_BUCKET,
     KAD_CONCURRENCY,
     KAD_LOOKUP_SECONDS,
-    KAD_REFRESH_ANSWERS,
     KAD_REQUEST_SECONDS,
 )
 
@@ -158,11 +157,10 @@ class Simulation:
         is not 0, so many providers of `key`."""
         return self._run_alone(SimSearch(self, node, key, providers))
 
-    def look_around(self, node: SimNode, key: bytes) -> Outcome:
+    def look_around(self, node: SimNode, key: bytes, around: LookAround) -> Outcome:
         """One lookup of `node` that is only to find peers for its table; those that it told
         of, and nobody asked, are met."""
-        around = LookAround(node.table)
-        search = SimSearch(self, node, key, concurrency=KAD_REFRESH_ANSWERS, enough=around.over)
+        search = SimSearch(self, node, key, concurrency=around.at_once, enough=around.over)
         outcome = self._run_alone(search)
         able = (peer for peer in search.unheard() if not node.suspects.has(peer, self.now))
         for peer in node.table.to_meet(able):
@@ -197,7 +195,7 @@ class Simulation:
     def join(self, node: SimNode, first: SimNode) -> None:
         """`node` enters through `first`: looks up itself, and meets those who answer."""
         self.hear(node, first.peer)
-        self.look_around(node, node.peer.binary)
+        self.look_around(node, node.peer.binary, LookAround(node.table))
 
 
 class SimSearch:
@@ -211,7 +209,7 @@ class SimSearch:
         providers: int = 0,
         *,
         count: int = KAD_BUCKET,
-        concurrency: int = KAD_CONCURRENCY,
+        concurrency: Callable[[], int] = lambda: KAD_CONCURRENCY,
         enough: Callable[[Sequence[PeerId]], bool] = lambda _: False,
         on_end: Callable[[SimSearch], None] = lambda _: None,
     ) -> None:

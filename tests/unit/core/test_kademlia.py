@@ -148,7 +148,7 @@ def test_lookup_passes_silent_peers_by(key: bytes) -> None:
 
 
 def test_lookup_asks_no_more_at_once_than_it_may() -> None:
-    lookup = Lookup(0, OWN, concurrency=3)
+    lookup = Lookup(0, OWN, concurrency=lambda: 3)
     lookup.learn(PEERS[:50])
     first = lookup.ask(0)
     assert first == by_distance(PEERS[:50], 0)[:3]
@@ -162,7 +162,7 @@ def test_lookup_asks_no_more_at_once_than_it_may() -> None:
 
 
 def test_a_lookup_that_is_ended_early_tells_who_was_not_heard() -> None:
-    lookup = Lookup(0, OWN, count=5, concurrency=2)
+    lookup = Lookup(0, OWN, count=5, concurrency=lambda: 2)
     nearest = by_distance(PEERS[:50], 0)
     lookup.learn(PEERS[:50])
     one, two = lookup.ask(0)
@@ -235,7 +235,7 @@ def test_beside_an_overdue_peer_another_is_asked_and_its_late_answer_counts() ->
     for _ in range(20):
         delays.note(0.1)
     near = by_distance(PEERS[:4], 0)
-    lookup = Lookup(0, OWN, count=2, concurrency=2, delays=delays)
+    lookup = Lookup(0, OWN, count=2, concurrency=lambda: 2, delays=delays)
     lookup.learn(near)
     assert lookup.ask(0) == near[:2]
     assert lookup.ask(0) == []
