@@ -33,10 +33,10 @@ from urllib.parse import urlsplit
 import trio
 
 from benchmarks.protected import DSTORE, Role, dstore
+from dstore.core.endpoint import parse_endpoint
 from dstore.core.peerid import PeerId
 from dstore.core.wire import PROTOCOL
 from dstore.errors import DstoreError
-from dstore.network.addresses import parse_endpoint
 from dstore.network.connection import upgrade
 from dstore.network.host import HostOptions, open_host
 from dstore.network.identity import key_pair_of

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from dstore.core.bandwidth import DAY_MINUTES, Limits, Period
+from dstore.core.endpoint import parse_endpoint
 from dstore.core.peerid import PeerId
 from dstore.errors import ConfigError, InvalidCid
 from dstore.limits import (
@@ -34,7 +35,7 @@ from dstore.limits import (
     PIN_SECONDS_DEFAULT,
     SIZE_BYTES_MAX,
 )
-from dstore.network.addresses import parse_endpoint, parse_target
+from dstore.network.addresses import parse_target
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGTP]i?)?B?\s*$", re.IGNORECASE)
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|m|h|d|w|y)\s*$")

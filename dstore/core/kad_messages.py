@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
+from dstore.core.endpoint import from_binary, to_binary
 from dstore.core.peerid import PeerId
 from dstore.core.proto import kad_pb2
 from dstore.errors import InvalidCid, ProtocolViolation
@@ -64,14 +65,25 @@ class KadMessage:
 def address_to_bytes(address: str) -> bytes | None:
     """The binary form of a multiaddr; None where it has none or is too long."""
     try:
-        binary = bytes(Multiaddr(address).to_bytes())
-    except (MultiaddrError, ValueError, LookupError, TypeError):
-        return None
+        binary = to_binary(address)
+    except ValueError:
+        # Of a transport that is not ours.  The library takes longer to load what it needs for
+        # its first address than a node takes to join.
+        try:
+            binary = bytes(Multiaddr(address).to_bytes())
+        except (MultiaddrError, ValueError, LookupError, TypeError):
+            return None
     return binary if 0 < len(binary) <= KAD_ADDRESS_BYTES_MAX else None
 
 
 @lru_cache(maxsize=16_384)
 def _bytes_to_address(binary: bytes) -> str | None:
+    try:
+        text = from_binary(binary)
+        if to_binary(text) == binary:
+            return text
+    except ValueError:
+        pass  # of another transport, as with a peer's name behind it
     try:
         text = str(Multiaddr(binary))
     except (MultiaddrError, ValueError, LookupError, TypeError):

@@ -17,10 +17,10 @@ from libp2p.peer.id import ID
 from libp2p.security.exceptions import HandshakeFailure
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamError
 
+from dstore.core.endpoint import Endpoint
 from dstore.core.peerid import PeerId
 from dstore.errors import ConnectionLost, DeadlineExceeded, InvalidCid, ProtocolViolation
 from dstore.limits import STREAM_READ_BYTES_MAX
-from dstore.network.addresses import Endpoint
 from dstore.network.identify import Identified, read
 from dstore.network.negotiate import accept, expect, proposal, propose
 from dstore.network.noise import NOISE_PROTOCOL, NoiseTransport

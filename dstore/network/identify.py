@@ -21,6 +21,7 @@ from libp2p.peer.pb.envelope_pb2 import Envelope
 from libp2p.peer.pb.peer_record_pb2 import PeerRecord
 
 from dstore.core.cid import encode_varint
+from dstore.core.endpoint import Endpoint, from_binary, parse_endpoint, to_binary
 from dstore.core.peerid import PeerId
 from dstore.errors import ProtocolViolation
 from dstore.limits import (
@@ -28,7 +29,6 @@ from dstore.limits import (
     IDENTIFY_PROTOCOLS_MAX,
     PROTOCOL_CHARS_MAX,
 )
-from dstore.network.addresses import Endpoint, from_binary, parse_endpoint, to_binary
 
 IDENTIFY: Final = "/ipfs/id/1.0.0"
 IDENTIFY_PUSH: Final = "/ipfs/id/push/1.0.0"

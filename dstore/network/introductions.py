@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 import trio
 from libp2p.abc import IRawConnection
 
+from dstore.core.endpoint import Endpoint
 from dstore.errors import DeadlineExceeded, ProtocolViolation
 from dstore.limits import IDENTIFY_BYTES_MAX, REQUEST_SECONDS
-from dstore.network.addresses import Endpoint
 from dstore.network.connection import Connection, HostStream
 from dstore.network.identify import IDENTIFY, describe, describe_in_handshake, read
 from dstore.network.streams import BufferedReader, Stream, frame

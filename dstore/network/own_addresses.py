@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
+from dstore.core.endpoint import Endpoint, parse_endpoint
 from dstore.errors import ConfigError
-from dstore.network.addresses import Endpoint, dialable, parse_endpoint
+from dstore.network.addresses import dialable
 
 
 def checked(key: str, addresses: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from dstore.core.endpoint import Endpoint, endpoint_of_socket, parse_endpoint
 from dstore.core.peerid import PeerId
 from dstore.errors import (
     ConnectionLost,
@@ -36,7 +37,7 @@ from dstore.limits import (
     KEEPALIVE_LOOK_SECONDS,
     NEGOTIATE_SECONDS,
 )
-from dstore.network.addresses import Endpoint, dialable, endpoint_of_socket, parse_endpoint
+from dstore.network.addresses import dialable
 from dstore.network.connection import Connection, upgrade
 from dstore.network.noise import NoiseTransport
 from dstore.network.peers import AddressBook

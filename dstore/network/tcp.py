@@ -16,6 +16,7 @@ import trio
 from libp2p.abc import ConnectionType, IRawConnection
 from libp2p.io.exceptions import ConnectionClosedError
 
+from dstore.core.endpoint import Endpoint, endpoint_of_socket, parse_endpoint
 from dstore.errors import ConfigError, ConnectionLost, NodeError, ProtocolViolation
 from dstore.limits import (
     HANDSHAKE_BYTES_MAX,
@@ -24,7 +25,6 @@ from dstore.limits import (
     NEAR_SEND_BUFFER_BYTES,
     RAW_READ_BYTES,
 )
-from dstore.network.addresses import Endpoint, endpoint_of_socket, parse_endpoint
 from dstore.network.shaping import Line, Shaper
 
 if TYPE_CHECKING:

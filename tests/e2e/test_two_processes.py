@@ -20,9 +20,10 @@ import pytest
 import trio
 
 from dstore.core.cid import CID, RAW
+from dstore.core.endpoint import parse_endpoint
 from dstore.errors import ConnectionLost, NetworkError
 from dstore.limits import BLOCK_BYTES_MAX
-from dstore.network.addresses import parse_endpoint, parse_target
+from dstore.network.addresses import parse_target
 from dstore.network.host import HostOptions, open_host
 from dstore.network.streams import BufferedReader, PeerAddresses, Stream, frame
 from dstore.runtime import Runtime

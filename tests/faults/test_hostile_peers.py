@@ -15,12 +15,12 @@ import pytest
 import trio
 from multiaddr import Multiaddr
 
+from dstore.core.endpoint import parse_endpoint
 from dstore.core.peerid import PeerId
 from dstore.errors import ConnectionLost, DstoreError
 from dstore.network import host as host_module
 from dstore.network import swarm as swarm_module
 from dstore.network import yamux as yamux_module
-from dstore.network.addresses import parse_endpoint
 from dstore.network.connection import Connection, upgrade
 from dstore.network.host import HostOptions, Libp2pHost, open_host
 from dstore.network.identify import IDENTIFY_PUSH

@@ -10,6 +10,7 @@ from libp2p.peer.pb.envelope_pb2 import Envelope
 from libp2p.peer.pb.peer_record_pb2 import PeerRecord
 
 from dstore.core.cid import encode_varint
+from dstore.core.endpoint import Endpoint, from_binary, parse_endpoint, to_binary
 from dstore.core.envelope import SigningKey
 from dstore.core.kad_messages import (
     KadMessage,
@@ -27,14 +28,7 @@ from dstore.limits import (
     KAD_PEERS_PER_REPLY_MAX,
     PROTOCOL_CHARS_MAX,
 )
-from dstore.network.addresses import (
-    Endpoint,
-    dialable,
-    from_binary,
-    parse_endpoint,
-    split_peer,
-    to_binary,
-)
+from dstore.network.addresses import dialable, split_peer
 from dstore.network.identify import describe, read
 from tests.fuzz.target import Target
 

@@ -11,8 +11,8 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.peerinfo import info_from_p2p_addr
 from multiaddr import Multiaddr
 
+from dstore.core.endpoint import parse_endpoint
 from dstore.core.peerid import PeerId
-from dstore.network.addresses import parse_endpoint
 from dstore.network.host import HostOptions, Libp2pHost, open_host
 from dstore.network.negotiate import propose
 from dstore.network.ping import PING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from hypothesis import example, given
@@ -165,6 +166,14 @@ def test_a_reply_fits_one_message_whatever_it_holds() -> None:
     assert message.closer == peers[: len(message.closer)]
     assert message.providers == peers[: len(message.providers)]
     assert abs(len(message.closer) - len(message.providers)) <= 1
+
+
+@given(st.ip_addresses(), st.integers(0, 65_535))
+def test_tcp_addresses_have_the_form_that_the_multiaddr_library_gives_them(
+    ip: IPv4Address | IPv6Address, port: int
+) -> None:
+    text = f"/ip{ip.version}/{ip}/tcp/{port}"
+    assert address_to_bytes(text) == bytes(Multiaddr(text).to_bytes())
 
 
 def test_an_address_with_no_binary_form_is_left_out() -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import trio
 from libp2p.abc import IRawConnection
 
-from dstore.network.addresses import parse_endpoint
+from dstore.core.endpoint import parse_endpoint
 from dstore.network.connection import Connection, HostStream, upgrade
 from dstore.network.host import Libp2pHost
 from dstore.network.identity import key_pair_of

@@ -12,9 +12,9 @@ import pytest
 import trio
 import trio.testing
 
+from dstore.core.endpoint import Endpoint, endpoint_of_socket
 from dstore.errors import ConnectionLost, DeadlineExceeded, ProtocolViolation, Unreachable
 from dstore.network import host, swarm
-from dstore.network.addresses import Endpoint, endpoint_of_socket
 from dstore.network.host import HostOptions, Libp2pHost, open_host
 from dstore.network.identity import key_pair_of, peer_id_of
 from dstore.network.negotiate import propose

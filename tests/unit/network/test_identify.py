@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dstore.core.endpoint import Endpoint, to_binary
 from dstore.core.peerid import PeerId
 from dstore.errors import ProtocolViolation
 from dstore.limits import ADDRESSES_PER_PEER_MAX, IDENTIFY_PROTOCOLS_MAX
-from dstore.network.addresses import Endpoint, to_binary
 from dstore.network.identify import describe, read
 from dstore.network.identity import peer_id_of
 

@@ -40,6 +40,22 @@ def test_a_daemon_loads_no_transport_that_it_does_not_use() -> None:
     assert _run(script) == "[]"
 
 
+def test_addresses_of_joining_nodes_wake_no_codec_of_the_multiaddr_library() -> None:
+    """Its first address of an IP loads 0.02 s of tables about hardware addresses."""
+    script = (
+        "import sys\n"
+        "from dstore.core.kad_messages import KadMessage, KadPeer, MessageType, decode_message\n"
+        "from dstore.core.kad_messages import encode_message\n"
+        "from dstore.core.peerid import PeerId\n"
+        "addresses = ('/ip4/10.0.0.1/tcp/1', '/ip6/::1/tcp/2', '/dns4/node.example/tcp/3')\n"
+        "peer = KadPeer(PeerId.of_ed25519(bytes(32)), addresses)\n"
+        "message = KadMessage(MessageType.FIND_NODE, b'k', (peer,))\n"
+        "assert decode_message(encode_message(message)) == message\n"
+        "print([name for name in ('netaddr', 'multiaddr.codecs.ip4') if name in sys.modules])"
+    )
+    assert _run(script) == "[]"
+
+
 @pytest.mark.parametrize(
     "wish",
     [

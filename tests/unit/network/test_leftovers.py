@@ -9,8 +9,8 @@ import pytest
 import trio
 import trio.testing
 
+from dstore.core.endpoint import parse_endpoint
 from dstore.limits import MIB
-from dstore.network.addresses import parse_endpoint
 from dstore.network.connection import upgrade
 from dstore.network.host import HostOptions, Libp2pHost, open_host
 from dstore.network.identity import key_pair_of

@@ -12,9 +12,9 @@ import pytest
 import trio
 import trio.testing
 
+from dstore.core.endpoint import parse_endpoint
 from dstore.errors import ConnectionLost
 from dstore.limits import KIB, MIB, NEAR_SEND_BUFFER_BYTES
-from dstore.network.addresses import parse_endpoint
 from dstore.network.shaping import Shaper
 from dstore.network.tcp import TcpConnection, dial_tcp, listen_tcp, take_over
 
