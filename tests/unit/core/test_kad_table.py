@@ -154,9 +154,37 @@ def test_looking_around_is_over_when_several_in_a_row_name_nobody_for_the_table(
     assert not any(each == newcomer for each in inside)
 
     around = LookAround(table)
+    assert around.at_once() == KAD_REFRESH_ANSWERS
     assert not around.over(inside)
+    assert around.at_once() == KAD_REFRESH_ANSWERS - 1, "so many more could end it"
     assert not around.over([*full, newcomer])  # begins anew
+    assert around.at_once() == KAD_REFRESH_ANSWERS
     # Named before, in the table or not: nothing new.
     answers = [around.over([newcomer, OWN]) for _ in range(KAD_REFRESH_ANSWERS)]
     assert answers == [False] * (KAD_REFRESH_ANSWERS - 1) + [True]
     assert LookAround(RoutingTable(OWN)).over([PEERS[0]]) is False
+
+
+def test_nobody_is_looked_for_where_the_answers_named_everybody() -> None:
+    own = kad_id(OWN.binary)
+    prefix = {each: common_prefix(own, kad_id(each.binary)) for each in PEERS}
+    table = RoutingTable(OWN, bucket_size=4)
+    for each in by_distance(PEERS, own)[:3]:
+        table.heard(each, 0)
+    sparse = table.sparse_prefixes()
+    assert {0, 1, 2} < set(sparse)
+
+    around = LookAround(table)
+    assert around.left() == sparse, "nobody has answered"
+    around.over(by_distance(PEERS, own)[:3])  # fewer than would be named of more
+    assert around.left() == []
+    narrow, wide = ([p for p in PEERS if prefix[p] >= least][:4] for least in (3, 1))
+    for named, reached in ((narrow, 3), (wide, 1), (narrow[:2], 0)):
+        assert len(named) == 4 or reached == 0
+        around = LookAround(table)
+        around.over(named)
+        least = min(map(prefix.__getitem__, named))
+        assert around.left() == [i for i in sparse if reached and i <= least]
+        # Whoever reached less far may know others.
+        around.over(narrow)
+        assert around.left() == [i for i in sparse if i <= min(map(prefix.__getitem__, narrow))]
