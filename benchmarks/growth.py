@@ -41,7 +41,7 @@ _LO = Path("/sys/class/net/lo/statistics")
 _SETTLED_SECONDS = 30
 _IDLE_SECONDS = 30
 _SMALL_FILE_BYTES = 4096
-_NEWCOMERS = 5
+_STARTS = _NEWCOMERS = 5
 
 
 def carried() -> tuple[int, int]:
@@ -106,14 +106,14 @@ def drain(gateway: str, cid: str, size: int) -> None:
 
 
 def by_nodes(work: Path, count: int) -> Row:
-    """A network of `count` nodes: its idle cost, one protected file, the cold fetch, and what it
-    takes a further one to join."""
+    """A network of `count` nodes: how long it takes to start (again and again), its idle cost, one
+    protected file, the cold fetch, and what it takes a further one to join."""
     row: Row = {"nodes": count}
     path, size = work / "file", 64 * MIB
     make_file(path, size // MIB)
     begun = time.perf_counter()
     with devnet(work / "net", count) as nodes:
-        row["up_seconds"] = time.perf_counter() - begun
+        up = [time.perf_counter() - begun]
         time.sleep(_SETTLED_SECONDS)
         roles = [Role(node["pid"]) for node in nodes]
         before, idle = [role.cpu_seconds() for role in roles], carried()
@@ -133,6 +133,11 @@ def by_nodes(work: Path, count: int) -> Row:
         row["one_more_seconds"] = statistics.median(
             one_more(work / "net", count + number) for number in range(1, _NEWCOMERS + 1)
         )
+    for number in range(1, _STARTS):
+        begun = time.perf_counter()
+        with devnet(work / f"net{number}", count):
+            up.append(time.perf_counter() - begun)
+    row["up_seconds"] = statistics.median(up)
     return row
 
 

@@ -62,6 +62,45 @@ class Endpoint:
         ip = self.ip
         return self.port > 0 and (ip is None or not (ip.is_unspecified or ip.is_multicast))
 
+    def to_binary(self) -> bytes:
+        """The wire form."""
+        if self.ip is not None:
+            head = encode_varint(_IP4 if self.kind == "ip4" else _IP6) + self.ip.packed
+        else:
+            name = self.host.encode("ascii")
+            head = encode_varint(_DNS_CODES[self.kind]) + encode_varint(len(name)) + name
+        return head + encode_varint(_TCP) + self.port.to_bytes(2, "big")
+
+    @classmethod
+    def from_binary(cls, data: bytes) -> Endpoint:
+        """The endpoint of a wire form, a trailing /p2p part left out.
+        Raises ValueError on malformed bytes and on transports dstore does not know."""
+        if len(data) > ADDRESS_CHARS_MAX:
+            raise ValueError(f"a multiaddr of {len(data)} bytes")
+        code, at = decode_varint(data)
+        if code in (_IP4, _IP6):
+            kind, size = ("ip4", 4) if code == _IP4 else ("ip6", 16)
+            host = str(ipaddress.ip_address(data[at : at + size]))
+        elif code in _DNS_NAMES:
+            kind = _DNS_NAMES[code]
+            size, at = decode_varint(data, at)
+            host = data[at : at + size].decode("ascii")
+            if not _DNS_NAME.fullmatch(host):
+                raise ValueError(f"no DNS name: {host!r}")
+        else:
+            raise ValueError(f"a multiaddr of transport {code}")
+        code, at = decode_varint(data, at + size)
+        port = data[at : at + 2]
+        if code != _TCP or len(port) < 2:
+            raise ValueError("not a TCP multiaddr")
+        at += 2
+        if at < len(data):
+            code, at = decode_varint(data, at)
+            size, at = decode_varint(data, at)
+            if code != _P2P or at + size != len(data):
+                raise ValueError("not a plain TCP multiaddr")
+        return cls(kind, host, int.from_bytes(port, "big"))
+
 
 def endpoint_of_socket(host: str, port: int) -> Endpoint:
     """The endpoint of an address as the operating system gives it."""
@@ -101,42 +140,10 @@ def parse_endpoint(address: str) -> Endpoint:
 
 def to_binary(address: str) -> bytes:
     """The wire form.  Raises ValueError on what `parse_endpoint` does not take."""
-    endpoint = parse_endpoint(address)
-    ip = endpoint.ip
-    if ip is not None:
-        head = encode_varint(_IP4 if ip.version == 4 else _IP6) + ip.packed
-    else:
-        name = endpoint.host.encode("ascii")
-        head = encode_varint(_DNS_CODES[endpoint.kind]) + encode_varint(len(name)) + name
-    return head + encode_varint(_TCP) + endpoint.port.to_bytes(2, "big")
+    return parse_endpoint(address).to_binary()
 
 
 def from_binary(data: bytes) -> str:
     """The text of a wire form, without a trailing /p2p part.
     Raises ValueError on malformed bytes and on transports dstore does not know."""
-    if len(data) > ADDRESS_CHARS_MAX:
-        raise ValueError(f"a multiaddr of {len(data)} bytes")
-    code, at = decode_varint(data)
-    if code in (_IP4, _IP6):
-        size = 4 if code == _IP4 else 16
-        kind, host = ("ip4" if code == _IP4 else "ip6"), data[at : at + size]
-        at += size
-        text = str(ipaddress.ip_address(host))
-    elif code in _DNS_NAMES:
-        kind = _DNS_NAMES[code]
-        size, at = decode_varint(data, at)
-        text = data[at : at + size].decode("ascii")
-        at += size
-    else:
-        raise ValueError(f"a multiaddr of transport {code}")
-    code, at = decode_varint(data, at)
-    if code != _TCP or len(data) < at + 2:
-        raise ValueError("not a TCP multiaddr")
-    port = int.from_bytes(data[at : at + 2], "big")
-    at += 2
-    if at < len(data):
-        code, at = decode_varint(data, at)
-        size, at = decode_varint(data, at)
-        if code != _P2P or at + size != len(data):
-            raise ValueError("not a plain TCP multiaddr")
-    return str(parse_endpoint(f"/{kind}/{text}/tcp/{port}"))
+    return str(Endpoint.from_binary(data))

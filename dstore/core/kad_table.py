@@ -103,9 +103,16 @@ class RoutingTable:
             bucket.waiting.popitem(last=False)
         return False
 
-    def lacks(self, peer: PeerId) -> bool:
-        """Whether `peer` is not in the table and worth meeting for it, its subnet aside."""
-        return bool(self.to_meet([peer]))
+    def lacking(self, peers: Iterable[PeerId]) -> set[PeerId]:
+        """Those of `peers` of which each by itself is worth meeting for the table, its subnet
+        aside."""
+        known = self._known()
+        return {peer for peer in peers if self._lacks(peer, known)}
+
+    def _lacks(self, peer: PeerId, known: Mapping[int, int]) -> bool:
+        return (
+            peer != self._own and peer not in self and self._missing(self._index(peer), known) > 0
+        )
 
     def to_meet(self, peers: Iterable[PeerId]) -> list[PeerId]:
         """Those of `peers` that are worth meeting for the table, subnets aside: the k nearest
@@ -114,8 +121,8 @@ class RoutingTable:
         known = self._known()
         chosen: list[PeerId] = []
         for peer in peers:
-            index = self._index(peer)
-            if peer != self._own and peer not in self and self._missing(index, known) > 0:
+            if self._lacks(peer, known):
+                index = self._index(peer)
                 known[index] = known.get(index, 0) + 1
                 chosen.append(peer)
         return chosen
@@ -234,7 +241,7 @@ class LookAround:
         whom the table lacks, and the others, who know the same peers, would not."""
         peers = list(named)
         self._reach = max(self._reach or 0, self._table.reach(peers))
-        new = set(filter(self._table.lacks, peers)) - self._named
+        new = self._table.lacking(peers) - self._named
         self._named |= new
         self._fruitless = 0 if new else self._fruitless + 1
         return self._fruitless >= KAD_REFRESH_ANSWERS

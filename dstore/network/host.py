@@ -288,21 +288,24 @@ class Libp2pHost:
 
     # --- Serving ----------------------------------------------------------------------
 
-    async def _contain(self, what: str, action: Callable[[], Awaitable[None]]) -> bool:
+    async def _contain(
+        self, what: str, whose: object, action: Callable[[], Awaitable[None]]
+    ) -> bool:
         """Run what a peer or a handler may break; True where nothing broke.
-        The boundary at which every error ends: libp2p's own node dies of these."""
+        The boundary at which every error ends: libp2p's own node dies of these.  `whose` it is
+        is written out only where something breaks."""
         try:
             await action()
         except BaseExceptionGroup as group:
             # While the host closes, errors come mixed with cancellation, which goes on.
             broken, rest = group.split(Exception)
             if broken is not None:
-                self._report(what, broken)
+                self._report(f"{what} {whose}", broken)
             if rest is not None:
                 raise rest from None
             return False
         except Exception as error:  # noqa: BLE001  # the boundary named in the docstring
-            self._report(what, error)
+            self._report(f"{what} {whose}", error)
             return False
         return True
 
@@ -337,7 +340,7 @@ class Libp2pHost:
         self._swarm.counters["streams_accepted"] += 1
         try:
             await self._contain(
-                f"stream from {stream.peer}", lambda: self._negotiate_and_serve(stream)
+                "stream from", stream.peer, lambda: self._negotiate_and_serve(stream)
             )
         finally:
             _count_down(self._served, stream.peer)
@@ -372,7 +375,7 @@ class Libp2pHost:
         """Ask the peer of a new connection who it is."""
         try:
             await self._contain(
-                f"identify of {connection.peer}", lambda: self._introductions.ask(connection)
+                "identify of", connection.peer, lambda: self._introductions.ask(connection)
             )
         finally:
             if not connection.identified.is_set():
@@ -401,7 +404,7 @@ class Libp2pHost:
                 with trio.CancelScope(shield=True):
                     await stream.reset()
 
-        await self._contain(f"identify push to {connection.peer}", push)
+        await self._contain("identify push to", connection.peer, push)
 
     async def _serve_ping(self, stream: Stream) -> None:
         if self._pings[stream.peer] >= PINGS_PER_PEER_MAX:

@@ -21,7 +21,7 @@ from libp2p.peer.pb.envelope_pb2 import Envelope
 from libp2p.peer.pb.peer_record_pb2 import PeerRecord
 
 from dstore.core.cid import encode_varint
-from dstore.core.endpoint import Endpoint, from_binary, parse_endpoint, to_binary
+from dstore.core.endpoint import Endpoint, to_binary
 from dstore.core.peerid import PeerId
 from dstore.errors import ProtocolViolation
 from dstore.limits import (
@@ -54,49 +54,48 @@ def describe(
     agent: str,
     protocols: Iterable[str],
     addresses: Sequence[str],
-    observed: Endpoint | None,
+    observed: Endpoint,
     sequence: int,
 ) -> bytes:
     """Our own identify message.  `sequence` grows with every change of the addresses;
     `observed` is the peer's endpoint as we see it."""
-    message = _claims(agent, protocols, addresses, observed)
-    message.public_key, message.signedPeerRecord = _signed_record(
-        seed, tuple(message.listen_addrs), sequence
-    )
-    data: bytes = message.SerializeToString()
-    return data
-
-
-def describe_in_handshake(
-    *, agent: str, protocols: Iterable[str], addresses: Sequence[str], observed: Endpoint | None
-) -> bytes:
-    """The same within a handshake: it proves the key, and nothing need be signed again."""
-    data: bytes = _claims(agent, protocols, addresses, observed).SerializeToString()
-    return data
-
-
-def _claims(
-    agent: str, protocols: Iterable[str], addresses: Sequence[str], observed: Endpoint | None
-) -> Any:
-    return Identify(
-        protocol_version=PROTOCOL_VERSION,
-        agent_version=agent,
-        listen_addrs=[to_binary(address) for address in addresses[:ADDRESSES_PER_PEER_MAX]],
-        observed_addr=b"" if observed is None else to_binary(str(observed)),
-        protocols=sorted(protocols),
-    )
+    claims = claims_of(agent, tuple(protocols), tuple(addresses))
+    return claims + observation(observed) + _proof(seed, tuple(addresses), sequence)
 
 
 @lru_cache(maxsize=8)  # a node says the same to everybody
-def _signed_record(seed: bytes, addresses: tuple[bytes, ...], sequence: int) -> tuple[bytes, bytes]:
-    """The public key, and the envelope with the signed peer record."""
+def claims_of(agent: str, protocols: tuple[str, ...], addresses: tuple[str, ...]) -> bytes:
+    """The part of the message that is the same for every peer.  Within a handshake, which proves
+    the key, it says enough: nothing need be signed again."""
+    data: bytes = Identify(
+        protocol_version=PROTOCOL_VERSION,
+        agent_version=agent,
+        listen_addrs=_binary(addresses),
+        protocols=sorted(protocols),
+    ).SerializeToString()
+    return data
+
+
+def observation(observed: Endpoint) -> bytes:
+    """The part that tells a peer its endpoint as we see it."""
+    data: bytes = Identify(observed_addr=observed.to_binary()).SerializeToString()
+    return data
+
+
+def _binary(addresses: tuple[str, ...]) -> list[bytes]:
+    return [to_binary(address) for address in addresses[:ADDRESSES_PER_PEER_MAX]]
+
+
+@lru_cache(maxsize=8)
+def _proof(seed: bytes, addresses: tuple[str, ...], sequence: int) -> bytes:
+    """The part with the public key, and the envelope with the signed peer record."""
     private = Ed25519PrivateKey.from_private_bytes(seed)
     public = private.public_key().public_bytes_raw()
     key = PublicKey(Type=_ED25519, Data=public)
     record = PeerRecord(
         peer_id=PeerId.of_ed25519(public).binary,
         seq=sequence,
-        addresses=[PeerRecord.AddressInfo(multiaddr=address) for address in addresses],
+        addresses=[PeerRecord.AddressInfo(multiaddr=one) for one in _binary(addresses)],
     ).SerializeToString()
     envelope = Envelope(
         public_key=key,
@@ -104,7 +103,10 @@ def _signed_record(seed: bytes, addresses: tuple[bytes, ...], sequence: int) -> 
         payload=record,
         signature=private.sign(_signed_bytes(record)),
     )
-    return key.SerializeToString(), envelope.SerializeToString()
+    data: bytes = Identify(
+        public_key=key.SerializeToString(), signedPeerRecord=envelope.SerializeToString()
+    ).SerializeToString()
+    return data
 
 
 def read(message: bytes, peer: PeerId, remote: Endpoint) -> Identified:
@@ -143,7 +145,7 @@ def _usable(announced: Iterable[bytes], remote: Endpoint) -> tuple[str, ...]:
         if len(found) == ADDRESSES_PER_PEER_MAX:
             break
         try:
-            endpoint = parse_endpoint(from_binary(data))
+            endpoint = Endpoint.from_binary(data)
         except ValueError:
             continue
         ip = endpoint.ip

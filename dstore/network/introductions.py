@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 import trio
 from libp2p.abc import IRawConnection
 
-from dstore.core.endpoint import Endpoint
 from dstore.errors import DeadlineExceeded, ProtocolViolation
 from dstore.limits import IDENTIFY_BYTES_MAX, REQUEST_SECONDS
 from dstore.network.connection import Connection, HostStream
-from dstore.network.identify import IDENTIFY, describe, describe_in_handshake, read
+from dstore.network.identify import IDENTIFY, claims_of, describe, observation, read
 from dstore.network.streams import BufferedReader, Stream, frame
 from dstore.network.tcp import TcpConnection
 
@@ -46,20 +45,15 @@ class Introductions:
     def in_handshake(self, raw: IRawConnection) -> bytes:
         """What is said of this node within the handshake on `raw`."""
         assert isinstance(raw, TcpConnection)
-        return self._in_handshake_with(raw.remote)
+        return self._claims() + observation(raw.remote)
 
-    def _in_handshake_with(self, remote: Endpoint) -> bytes:
-        return describe_in_handshake(
-            agent=self._agent,
-            protocols=self._protocols,
-            addresses=self._addresses(),
-            observed=remote,
-        )
+    def _claims(self) -> bytes:
+        return claims_of(self._agent, tuple(self._protocols), tuple(self._addresses()))
 
     def outdated(self, connection: Connection) -> bool:
         """Whether what the handshake said has changed since."""
         said = connection.said
-        return bool(said) and said != self._in_handshake_with(connection.remote)
+        return bool(said) and not said.startswith(self._claims())
 
     async def serve(self, stream: Stream) -> None:
         """Say who this node is, to a peer that asks or that is to know of changes."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import trio
 
-from dstore.core.diversity import Subnets, subnets_of
+from dstore.core.diversity import NOWHERE, Subnets, subnets_of
 from dstore.core.kad_memory import Delays, Suspects
 from dstore.core.kad_table import RoutingTable
 from dstore.core.kademlia import closest_of
@@ -73,7 +73,9 @@ class KnownPeers:
     def heard(self, peer: PeerId) -> None:
         """`peer` speaks the protocol as a server."""
         self._suspects.discard(peer)
-        self.table.heard(peer, trio.current_time(), self.subnets(peer))
+        # Where it is counts when it comes only.
+        subnets = NOWHERE if peer in self.table else self.subnets(peer)
+        self.table.heard(peer, trio.current_time(), subnets)
 
     def late(self, peer: PeerId) -> None:
         """`peer` has not answered yet, later than others do."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from libp2p.abc import IRawConnection
@@ -75,7 +76,7 @@ class Handshakes:
         if agreed is not None:
             await agreed()
         theirs = await _receive_payload(conn, noise)
-        if ID.from_pubkey(theirs.key) != peer:
+        if theirs.peer != peer:
             raise HandshakeFailure(f"noise: this is not {peer}")
         theirs.check(state)
         said = self._identify_for(conn)
@@ -125,6 +126,10 @@ class _Theirs:
     def key(self) -> PublicKey:
         return self.payload.id_pubkey
 
+    @cached_property
+    def peer(self) -> ID:
+        return ID.from_pubkey(self.key)
+
     @property
     def muxers(self) -> Sequence[str]:
         extensions = self.payload.extensions
@@ -141,7 +146,7 @@ class _Theirs:
 def _shaken(noise: Any, theirs: _Theirs, muxer: str | None, said: bytes) -> Shaken:
     protocol = noise.noise_protocol
     return Shaken(
-        ID.from_pubkey(theirs.key),
+        theirs.peer,
         theirs.key,
         muxer,
         said,

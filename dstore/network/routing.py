@@ -341,7 +341,7 @@ class Routing:
             for target in peers:
                 if target.peer in self._table:
                     nursery.start_soon(ask, target.peer)
-        return any(map(self._table.lacks, named))
+        return bool(self._table.lacking(named))
 
     async def refresh(self) -> None:
         """Look up this node's own id, and a random one in each part of the key space where the

@@ -47,7 +47,7 @@ from dstore.network.tcp import TcpConnection, dial_tcp, listen_tcp, take_over
 
 log = logging.getLogger(__name__)
 
-Contain = Callable[[str, Callable[[], Awaitable[None]]], Awaitable[bool]]
+Contain = Callable[[str, object, Callable[[], Awaitable[None]]], Awaitable[bool]]
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Swarm:
         self._inbound += 1
         self._per_source[source] += 1
         try:
-            await self._contain(f"connection from {raw.remote}", lambda: self._inbound_one(raw))
+            await self._contain("connection from", raw.remote, lambda: self._inbound_one(raw))
         finally:
             self._inbound -= 1
             self._per_source[source] -= 1
@@ -193,7 +193,7 @@ class Swarm:
             return False
         self.counters["connections_displaced"] += 1
         oldest.ended.set()  # not chosen again
-        self._nursery.start_soon(self._contain, f"closing {oldest.peer}", oldest.close)
+        self._nursery.start_soon(self._contain, "closing", oldest.peer, oldest.close)
         return True
 
     async def _inbound_one(self, raw: TcpConnection) -> None:
@@ -261,9 +261,9 @@ class Swarm:
             spare = connection if kept is old else old
             surplus = self._spare.pop(peer, None)
             self._spare[peer] = spare
-            self._nursery.start_soon(self._contain, f"draining {peer}", lambda: self._drain(spare))
+            self._nursery.start_soon(self._contain, "draining", peer, lambda: self._drain(spare))
             if surplus is not None:
-                self._nursery.start_soon(self._contain, f"closing {peer}", surplus.close)
+                self._nursery.start_soon(self._contain, "closing", peer, surplus.close)
         dial = self._dials.get(peer)
         if dial is not None:
             dial.connection = self._live[peer]
@@ -271,10 +271,9 @@ class Swarm:
             if not connection.outbound and peer < self.own:
                 # Both dialled, and both ends would keep the peer's: ours is not made at all.
                 dial.scope.cancel()
-        log.debug(
-            "connected",
-            extra={"peer": str(peer), "remote": str(connection.remote), "second": old is not None},
-        )
+        if log.isEnabledFor(logging.DEBUG):
+            told = {"peer": str(peer), "remote": str(connection.remote)}
+            log.debug("connected", extra={**told, "second": old is not None})
 
     def _preferred(self, old: Connection, new: Connection) -> Connection:
         """Which of two connections to one peer to use.  Both ends decide alike where both
@@ -368,13 +367,13 @@ class Swarm:
         self.counters["dials"] += 1
         try:
             with dial.scope:
-                await self._contain(f"dial of {peer}", lambda: self._dial_all(peer, dial))
+                await self._contain("dial of", peer, lambda: self._dial_all(peer, dial))
         finally:
             del self._dials[peer]
             dial.done.set()
             # Also when cancelled: it is closed in order then.
             if (made := dial.made) is not None:
-                await self._contain(f"connection to {made.remote}", lambda: self._keep(made))
+                await self._contain("connection to", made.remote, lambda: self._keep(made))
 
     async def _dial_all(self, peer: PeerId, dial: _Dial) -> None:
         """Try the addresses, each a little after the one before or when that failed."""

@@ -15,7 +15,7 @@ import pytest
 import trio
 from multiaddr import Multiaddr
 
-from dstore.core.endpoint import parse_endpoint
+from dstore.core.endpoint import Endpoint, parse_endpoint
 from dstore.core.peerid import PeerId
 from dstore.errors import ConnectionLost, DstoreError
 from dstore.network import host as host_module
@@ -279,7 +279,7 @@ async def test_a_peer_that_lies_in_identify_is_served_and_not_believed() -> None
         agent="the friend",
         protocols=["/lie"],
         addresses=["/ip4/10.6.6.6/tcp/6"],
-        observed=None,
+        observed=Endpoint("ip4", "10.6.6.6", 6),
         sequence=1,
     )
     async with victim_and_friend() as (victim, _):

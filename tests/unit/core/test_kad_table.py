@@ -135,7 +135,7 @@ def test_the_nearest_are_met_and_of_those_farther_away_a_few() -> None:
     }
     assert found == {index: min(prefixes[index], count) for index, count in wanted.items()}
     assert table.to_meet(ordered) == []
-    assert not any(map(table.lacks, ordered))
+    assert not table.lacking(ordered)
     # Where there were not so many, others are looked for.
     assert table.sparse_prefixes() == [i for i, count in wanted.items() if found[i] < count]
     # Who comes by himself is taken.
@@ -149,8 +149,8 @@ def test_looking_around_is_over_when_several_in_a_row_name_nobody_for_the_table(
     inside = list(table)
     full = [each for each in PEERS[:30] if each not in inside]
     assert full
-    assert not any(map(table.lacks, [*inside, *full, OWN]))
-    newcomer = next(each for each in PEERS[30:] if table.lacks(each))
+    assert not table.lacking([*inside, *full, OWN])
+    newcomer = next(each for each in PEERS[30:] if table.lacking([each]))
     assert not any(each == newcomer for each in inside)
 
     around = LookAround(table)

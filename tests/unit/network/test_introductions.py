@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from libp2p.abc import IRawConnection
 
+from dstore.core.endpoint import Endpoint
 from dstore.limits import HANDSHAKE_IDENTIFY_BYTES_MAX
 from dstore.network.host import HostOptions, open_host
-from dstore.network.identify import IDENTIFY, describe, describe_in_handshake
+from dstore.network.identify import IDENTIFY, claims_of, describe
 from dstore.network.identity import peer_id_of
 from dstore.network.negotiate import accept
 from dstore.network.streams import frame
@@ -15,10 +16,11 @@ from dstore.runtime import Runtime
 from tests.unit.network.hosts import ECHO, SEEDS, echo, next_stream, until, visitor, where
 
 PEER = peer_id_of(SEEDS[1])
+REMOTE = Endpoint("ip4", "10.0.0.9", 1234)
 
 
 def claims(agent: str) -> bytes:
-    return describe_in_handshake(agent=agent, protocols=[ECHO], addresses=[], observed=None)
+    return claims_of(agent, (ECHO,), ())
 
 
 async def test_nobody_is_asked_who_said_it_in_the_handshake() -> None:
@@ -39,14 +41,14 @@ async def test_nobody_is_asked_who_said_it_in_the_handshake() -> None:
 async def test_it_is_believed_of_the_peer_itself_only() -> None:
     async with open_host(HostOptions(), SEEDS[0], Runtime()) as node:
         lie = describe(
-            SEEDS[2], agent="not me", protocols=[], addresses=[], observed=None, sequence=1
+            SEEDS[2], agent="not me", protocols=[], addresses=[], observed=REMOTE, sequence=1
         )
         async with visitor(node, SEEDS[1], lambda _: lie) as connection:
             asked = await next_stream(connection)  # as if nothing had been said
             assert await accept(asked, {IDENTIFY}.__contains__) == IDENTIFY
             assert node.identified(PEER) is None
             truth = describe(
-                SEEDS[1], agent="me", protocols=[], addresses=[], observed=None, sequence=1
+                SEEDS[1], agent="me", protocols=[], addresses=[], observed=REMOTE, sequence=1
             )
             await asked.write(frame(truth))
             await until(lambda: getattr(node.identified(PEER), "agent", "") == "me")
