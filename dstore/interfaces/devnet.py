@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -166,11 +165,10 @@ class Devnet:
     def _start_all(self, names: Sequence[str]) -> None:
         """Start nodes, few at a time, and wait until every one that is not paused is ready.  All
         at once would take turns at the processors to be ready together, and join in one rush."""
-        starting: deque[DevnetNode] = deque()
-        for name in names:
-            if len(starting) == _STARTING_MAX:
-                _await_ready(starting.popleft())
-            starting.append(self._start(self.node(name)))
+        for first in range(0, len(names), _STARTING_MAX):
+            few = [self._start(self.node(name)) for name in names[first : first + _STARTING_MAX]]
+            for node in few:
+                _await_ready(node)
         self._save()
         for node in self.nodes:
             if node.state != "paused":
