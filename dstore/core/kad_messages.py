@@ -67,8 +67,8 @@ def address_to_bytes(address: str) -> bytes | None:
     try:
         binary = to_binary(address)
     except ValueError:
-        # Of a transport that is not ours.  The library takes longer to load what it needs for
-        # its first address than a node takes to join.
+        # Of a transport that is not ours.  The library loads tables of hardware addresses, for
+        # 20 ms, with its first IP address.
         try:
             binary = bytes(Multiaddr(address).to_bytes())
         except (MultiaddrError, ValueError, LookupError, TypeError):

@@ -233,8 +233,11 @@ class Devnet:
                 time.sleep(_POLL_SECONDS)
 
         with ThreadPoolExecutor(_STARTING_MAX) as asking:
-            for _ in asking.map(await_one, running.values()):
-                pass
+            try:
+                for _ in asking.map(await_one, running.values()):
+                    pass
+            finally:
+                deadline = 0.0  # where one failed, or it was interrupted, no other is waited for
 
     # --- Signals and down ----------------------------------------------------------------
 

@@ -356,11 +356,8 @@ class Routing:
         for prefix in around.left()[:KAD_REFRESH_LOOKUPS_MAX]:
             before = len(self._table)
             key = self._random_key(prefix)
-            await (
-                self._search_closest(key)
-                if stale
-                else self._look_around(key, LookAround(self._table))
-            )
+            fresh = LookAround(self._table)
+            await (self._search_closest(key) if stale else self._look_around(key, fresh))
             if len(self._table) == before:
                 break  # everybody is known already
         self._size_at_refresh = len(self._table)
