@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -197,47 +198,38 @@ class Devnet:
 
     def _await_connected(self) -> None:
         """Every running node sees all others, or as many as a node knows that has found its
-        neighbours; who has not by himself is introduced to them.  Few are asked at a time, and
-        none again once it sees them: the nodes are to find each other, not to answer questions
-        about it."""
-        from concurrent.futures import ThreadPoolExecutor
-
+        neighbours; who has not by himself is introduced to them.  One node after the other is
+        asked, and not again once it sees them: the nodes are to find each other, not to answer
+        questions about it."""
         running = {node.peer_id: node for node in self.nodes if node.state == "running"}
         settled = time.monotonic() + _SETTLE_SECONDS
         deadline = time.monotonic() + DEVNET_UP_SECONDS
+
+        unseen: set[str] = set()
         enough = min(len(running) - 1, KAD_BUCKET)
 
-        def unseen_by(node: DevnetNode) -> set[str]:
-            """Whom it misses; nobody once it sees enough."""
+        def sees_enough(node: DevnetNode) -> bool:
             if node.state == "dead":
                 raise _ended(node)
             client = Client.of_home(Path(node.home))
             peers = client.get("/v1/peers", {"known": "true"})["peers"]
-            seen = {one["peer_id"] for one in peers if one["connected"]} & running.keys()
-            if len(seen) >= enough:
-                return set()
-            unseen = running.keys() - seen - {node.peer_id}
+            seen = {one["peer_id"] for one in peers if one["connected"]}
+            unseen.clear()
+            unseen.update(running.keys() - seen - {node.peer_id})
+            if len(seen & running.keys()) >= enough:
+                return True
             for one in unseen if time.monotonic() > settled else ():
                 address = f"{running[one].address}/p2p/{one}"
                 client.post("/v1/peers/connect", {"address": address})
-            return unseen
+            return False
 
-        def await_one(node: DevnetNode) -> None:
-            while unseen := unseen_by(node):
-                if time.monotonic() > deadline:
-                    lost = ", ".join(sorted(running[one].name for one in unseen))
-                    raise NodeError(
-                        f"not all nodes are connected after {DEVNET_UP_SECONDS} s: "
-                        f"{node.name} misses {lost}"
-                    )
-                time.sleep(_POLL_SECONDS)
-
-        with ThreadPoolExecutor(_STARTING_MAX) as asking:
-            try:
-                for _ in asking.map(await_one, running.values()):
-                    pass
-            finally:
-                deadline = 0.0  # where one failed, or it was interrupted, no other is waited for
+        for node in running.values():
+            if not _wait(partial(sees_enough, node), deadline - time.monotonic()):
+                lost = ", ".join(sorted(running[one].name for one in unseen))
+                raise NodeError(
+                    f"not all nodes are connected after {DEVNET_UP_SECONDS} s: "
+                    f"{node.name} misses {lost}"
+                )
 
     # --- Signals and down ----------------------------------------------------------------
 
