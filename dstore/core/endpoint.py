@@ -141,9 +141,3 @@ def parse_endpoint(address: str) -> Endpoint:
 def to_binary(address: str) -> bytes:
     """The wire form.  Raises ValueError on what `parse_endpoint` does not take."""
     return parse_endpoint(address).to_binary()
-
-
-def from_binary(data: bytes) -> str:
-    """The text of a wire form, without a trailing /p2p part.
-    Raises ValueError on malformed bytes and on transports dstore does not know."""
-    return str(Endpoint.from_binary(data))

@@ -351,13 +351,16 @@ class Routing:
         table."""
         horizon = trio.current_time() - KAD_REFRESH_SECONDS
         stale = bool(self._table.unheard_since(horizon, 1))
-        own, around = self._own.binary, LookAround(self._table)
-        await (self._search_closest(own) if stale else self._look_around(own, around))
-        for prefix in around.left()[:KAD_REFRESH_LOOKUPS_MAX]:
+        own = self._own.binary
+        if stale:
+            await self._search_closest(own)
+            left = self._table.sparse_prefixes()
+        else:
+            left = (await self._look_around(own)).left()
+        for prefix in left[:KAD_REFRESH_LOOKUPS_MAX]:
             before = len(self._table)
             key = self._random_key(prefix)
-            fresh = LookAround(self._table)
-            await (self._search_closest(key) if stale else self._look_around(key, fresh))
+            await (self._search_closest(key) if stale else self._look_around(key))
             if len(self._table) == before:
                 break  # everybody is known already
         self._size_at_refresh = len(self._table)
@@ -365,9 +368,10 @@ class Routing:
             for peer in self._table.unheard_since(horizon, KAD_CONCURRENCY):
                 nursery.start_soon(self._probe, peer)
 
-    async def _look_around(self, key: bytes, around: LookAround) -> None:
+    async def _look_around(self, key: bytes) -> LookAround:
         """Look up `key`, as long as that tells of peers for the table, and meet those of whom
         it told: what they know is known already."""
+        around = LookAround(self._table)
         search = await self._search(
             KadMessage(MessageType.FIND_NODE, key),
             trio.current_time() + KAD_LOOKUP_SECONDS,
@@ -378,6 +382,7 @@ class Routing:
             able = (p for p in search.lookup.unheard() if not self._peers.is_suspect(p))
             for peer in self._table.to_meet(able):
                 nursery.start_soon(self._join, search.where(peer))
+        return around
 
     def _random_key(self, prefix: int) -> bytes:
         """A key, in the form of a peer id, that shares `prefix` bits with this node's id."""
