@@ -24,13 +24,17 @@ _DNS_NAMES: Final = {code: name for name, code in _DNS_CODES.items()}
 _DNS_NAME: Final = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
-# Several are asked of each connection, and of many the same.
-@lru_cache(maxsize=1024)
+# The same few peers are told of by everybody, several times to each connection: what is read is
+# kept, and what is made of it with it.
+_KEPT: Final = 1024
+
+
+@lru_cache(_KEPT)
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     return ipaddress.ip_address(host)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(_KEPT)
 def _is_global(host: str) -> bool:
     return _ip(host).is_global
 
@@ -44,6 +48,10 @@ class Endpoint:
     port: int
 
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         return f"/{self.kind}/{self.host}/tcp/{self.port}"
 
     @cached_property
@@ -56,13 +64,14 @@ class Endpoint:
         """Whether it lies beyond the local network."""
         return self.ip is None or _is_global(self.host)
 
-    @property
+    @cached_property
     def dialable(self) -> bool:
         """Whether a connection to it could mean anything."""
         ip = self.ip
         return self.port > 0 and (ip is None or not (ip.is_unspecified or ip.is_multicast))
 
-    def to_binary(self) -> bytes:
+    @cached_property
+    def binary(self) -> bytes:
         """The wire form."""
         if self.ip is not None:
             head = encode_varint(_IP4 if self.kind == "ip4" else _IP6) + self.ip.packed
@@ -71,8 +80,9 @@ class Endpoint:
             head = encode_varint(_DNS_CODES[self.kind]) + encode_varint(len(name)) + name
         return head + encode_varint(_TCP) + self.port.to_bytes(2, "big")
 
-    @classmethod
-    def from_binary(cls, data: bytes) -> Endpoint:
+    @staticmethod
+    @lru_cache(_KEPT)
+    def from_binary(data: bytes) -> Endpoint:
         """The endpoint of a wire form, a trailing /p2p part left out.
         Raises ValueError on malformed bytes and on transports dstore does not know."""
         if len(data) > ADDRESS_CHARS_MAX:
@@ -99,19 +109,23 @@ class Endpoint:
             size, at = decode_varint(data, at)
             if code != _P2P or at + size != len(data):
                 raise ValueError("not a plain TCP multiaddr")
-        return cls(kind, host, int.from_bytes(port, "big"))
+        return Endpoint(kind, host, int.from_bytes(port, "big"))
 
 
 def endpoint_of_socket(host: str, port: int) -> Endpoint:
     """The endpoint of an address as the operating system gives it."""
+    return Endpoint(*_kind_and_host(host), port)
+
+
+@lru_cache(_KEPT)
+def _kind_and_host(host: str) -> tuple[str, str]:
     ip = _ip(host.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
-    return Endpoint(f"ip{ip.version}", str(ip), port)
+    return f"ip{ip.version}", str(ip)
 
 
-# The same few are told by everybody, several times to each connection.
-@lru_cache(maxsize=1024)
+@lru_cache(_KEPT)
 def parse_endpoint(address: str) -> Endpoint:
     """The endpoint that `/ip4|ip6|dns|dns4|dns6/<host>/tcp/<port>` names.
     Raises ValueError on anything else, an address with a /p2p part included."""
@@ -140,4 +154,4 @@ def parse_endpoint(address: str) -> Endpoint:
 
 def to_binary(address: str) -> bytes:
     """The wire form.  Raises ValueError on what `parse_endpoint` does not take."""
-    return parse_endpoint(address).to_binary()
+    return parse_endpoint(address).binary

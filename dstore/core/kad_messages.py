@@ -80,7 +80,7 @@ def address_to_bytes(address: str) -> bytes | None:
 def _bytes_to_address(binary: bytes) -> str | None:
     try:
         endpoint = Endpoint.from_binary(binary)
-        if endpoint.to_binary() == binary:
+        if endpoint.binary == binary:
             return str(endpoint)
     except ValueError:
         pass  # of another transport, as with a peer's name behind it

@@ -78,7 +78,7 @@ def claims_of(agent: str, protocols: tuple[str, ...], addresses: tuple[str, ...]
 
 def observation(observed: Endpoint) -> bytes:
     """The part that tells a peer its endpoint as we see it."""
-    data: bytes = Identify(observed_addr=observed.to_binary()).SerializeToString()
+    data: bytes = Identify(observed_addr=observed.binary).SerializeToString()
     return data
 
 

@@ -63,6 +63,7 @@ _MALFORMED = (
     NoiseValueError,
     ValueError,
     TypeError,
+    IndexError,  # of RSA keys that are none
     AssertionError,
 )
 
@@ -84,12 +85,18 @@ class NoiseSession(BaseSession):  # type: ignore[misc] # libp2p is untyped
     """
 
     def __init__(
-        self, own: KeyPair, shaken: Shaken, connection: IRawConnection, *, is_initiator: bool
+        self,
+        own: ID,
+        key_pair: KeyPair,
+        shaken: Shaken,
+        connection: IRawConnection,
+        *,
+        is_initiator: bool,
     ) -> None:
-        """`shaken` is what the handshake over `connection` ended in."""
+        """`shaken` is what the handshake over `connection` ended in, `own` whose the key is."""
         super().__init__(
-            local_peer=ID.from_pubkey(own.public_key),
-            local_private_key=own.private_key,
+            local_peer=own,
+            local_private_key=key_pair.private_key,
             remote_peer=shaken.peer,
             remote_permanent_pubkey=shaken.key,
             is_initiator=is_initiator,
@@ -305,7 +312,7 @@ class NoiseTransport:
     async def secure_inbound(self, conn: IRawConnection) -> NoiseSession:
         """Raises HandshakeFailure.  The caller sets the deadline."""
         shaken = await _valid(self._handshakes.respond(conn))
-        return NoiseSession(self._key_pair, shaken, conn, is_initiator=False)
+        return NoiseSession(self.local_peer, self._key_pair, shaken, conn, is_initiator=False)
 
     async def secure_outbound(
         self,
@@ -316,7 +323,7 @@ class NoiseTransport:
         """`agreed`, where given, reads what comes before the peer's first message.
         Raises HandshakeFailure; what `agreed` raises.  The caller sets the deadline."""
         shaken = await _valid(self._handshakes.initiate(conn, peer_id, agreed))
-        return NoiseSession(self._key_pair, shaken, conn, is_initiator=True)
+        return NoiseSession(self.local_peer, self._key_pair, shaken, conn, is_initiator=True)
 
 
 async def _valid(handshake: Awaitable[Shaken]) -> Shaken:

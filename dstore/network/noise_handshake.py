@@ -1,7 +1,6 @@
 """The Noise XX handshake of libp2p: three messages, and what each side says of itself in them.
 
-The `noise` package keeps the protocol's state, py-libp2p reads the keys and checks their
-signatures.  Ours is what is said: signed once for the life of the static key, with the muxers
+The `noise` package keeps the protocol's state, py-libp2p's keys check signatures.  Ours is what is said: signed once for the life of the static key, with the muxers
 that this side speaks, so that none need be negotiated afterwards, and with who it is, so that
 identify need not ask (decision 0022).  Specifications: libp2p noise; libp2p connections, inlined
 muxer negotiation.
@@ -11,20 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final
 
 from libp2p.abc import IRawConnection
 from libp2p.crypto.keys import KeyPair, PublicKey
-from libp2p.crypto.x25519 import X25519PublicKey
+from libp2p.crypto.serialization import deserialize_public_key
 from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
 from libp2p.peer.id import ID
 from libp2p.security.exceptions import HandshakeFailure
-from libp2p.security.noise.messages import NoiseHandshakePayload as Payload
-from libp2p.security.noise.messages import (
-    make_handshake_payload_sig,
-    verify_handshake_payload_sig,
-)
 from noise.backends.default.keypairs import KeyPair25519
 from noise.connection import NoiseConnection
 
@@ -33,6 +26,7 @@ from dstore.limits import HANDSHAKE_IDENTIFY_BYTES_MAX
 
 _NAME: Final = b"Noise_XX_25519_ChaChaPoly_SHA256"
 _LENGTH_BYTES: Final = 2
+_SIGNED_PREFIX: Final = b"noise-libp2p-static-key:"
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ class Handshakes:
         static = create_x25519_key_pair()
         self._static = KeyPair25519.from_private_bytes(static.private_key.to_bytes())
         self._key: bytes = key_pair.public_key.serialize()
-        self._signature: bytes = make_handshake_payload_sig(key_pair.private_key, static.public_key)
+        self._signature: bytes = key_pair.private_key.sign(_signed(static.public_key.to_bytes()))
         self._muxers = tuple(muxers)
         self._describe = describe
 
@@ -119,28 +113,31 @@ class Handshakes:
 class _Theirs:
     """What the peer says of itself."""
 
-    payload: Payload
-    identify: bytes
+    payload: NoiseHandshakePayload
+    key: PublicKey
+    peer: ID
 
-    @property
-    def key(self) -> PublicKey:
-        return self.payload.id_pubkey
-
-    @cached_property
-    def peer(self) -> ID:
-        return ID.from_pubkey(self.key)
+    @classmethod
+    def of(cls, data: bytes) -> _Theirs:
+        """Raises DecodeError, and what libp2p raises at what is no key."""
+        payload = NoiseHandshakePayload.FromString(data)
+        key = deserialize_public_key(payload.identity_key)
+        return cls(payload, key, ID.from_pubkey(key))
 
     @property
     def muxers(self) -> Sequence[str]:
-        extensions = self.payload.extensions
-        return () if extensions is None else extensions.stream_muxers
+        return self.payload.extensions.stream_muxers
 
     def check(self, state: Any) -> None:
         """That the peer's key signed the static key of this handshake.  Raises
-        HandshakeFailure."""
-        static = X25519PublicKey.from_bytes(state.rs.public_bytes)
-        if not verify_handshake_payload_sig(self.payload, static):
+        HandshakeFailure, and what libp2p raises at what is no signature."""
+        if not self.key.verify(_signed(state.rs.public_bytes), self.payload.identity_sig):
             raise HandshakeFailure("noise: the static key is not signed by the peer's key")
+
+
+def _signed(static: bytes) -> bytes:
+    """What the signature of an identity covers, which vouches for a static key."""
+    return _SIGNED_PREFIX + static
 
 
 def _shaken(noise: Any, theirs: _Theirs, muxer: str | None, said: bytes) -> Shaken:
@@ -150,7 +147,7 @@ def _shaken(noise: Any, theirs: _Theirs, muxer: str | None, said: bytes) -> Shak
         theirs.key,
         muxer,
         said,
-        theirs.identify,
+        theirs.payload.extensions.identify,
         protocol.cipher_state_encrypt,
         protocol.cipher_state_decrypt,
     )
@@ -178,10 +175,7 @@ async def _receive(conn: IRawConnection, noise: Any) -> bytes:
 
 
 async def _receive_payload(conn: IRawConnection, noise: Any) -> _Theirs:
-    data = await _receive(conn, noise)
-    return _Theirs(
-        Payload.deserialize(data), NoiseHandshakePayload.FromString(data).extensions.identify
-    )
+    return _Theirs.of(await _receive(conn, noise))
 
 
 async def _read_exactly(conn: IRawConnection, size: int) -> bytes:

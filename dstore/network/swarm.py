@@ -43,7 +43,7 @@ from dstore.network.noise import NoiseTransport
 from dstore.network.peers import AddressBook
 from dstore.network.shaping import Shaper
 from dstore.network.streams import PeerAddresses
-from dstore.network.tcp import TcpConnection, dial_tcp, listen_tcp, take_over
+from dstore.network.tcp import TcpConnection, dial_tcp, listen_tcp, out_of, take_over
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Swarm:
     async def _accepted(self, stream: trio.SocketStream) -> None:
         self.counters["connections_accepted"] += 1
         try:
-            raw = await take_over(stream, is_initiator=False, shaper=self._shaper)
+            raw = await take_over(out_of(stream), is_initiator=False, shaper=self._shaper)
         except (OSError, ValueError):
             return
         source = _source(raw.remote)
@@ -429,8 +429,8 @@ class Swarm:
     async def _connect(self, peer: PeerId, address: str) -> Connection:
         try:
             with trio.fail_after(self._limits.dial_seconds):
-                stream = await dial_tcp(parse_endpoint(address))
-                raw = await take_over(stream, is_initiator=True, shaper=self._shaper)
+                dialled = await dial_tcp(parse_endpoint(address))
+                raw = await take_over(dialled, is_initiator=True, shaper=self._shaper)
         except trio.TooSlowError as error:
             raise DeadlineExceeded(f"{address} did not answer") from error
         except OSError as error:

@@ -6,6 +6,8 @@ Who is dialled, taken in and let go is decided in `swarm.py`.
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -36,6 +38,11 @@ _RTT: Final = struct.Struct("=I")
 _RTT_AT: Final = 68
 _RTT_END: Final = _RTT_AT + _RTT.size
 
+# As trio sets up the sockets of its streams.
+_STREAM_OPTIONS: Final = [(socket.TCP_NODELAY, 1)]
+if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+    _STREAM_OPTIONS.append((socket.TCP_NOTSENT_LOWAT, 16 * KIB))
+
 _SHORT_BYTES: Final = 16 * KIB
 
 
@@ -53,13 +60,11 @@ class ByteSocket(Protocol):
 
 
 class DirectSocket:
-    """The socket of a trio stream, without that stream: it lets all other tasks have their turns
-    after every call, of which most here are short and done at once."""
+    """A connected, non-blocking socket without trio's stream, which lets all other tasks have
+    their turns after every call, of which most here are short and done at once."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
-        taken = stream.socket
-        self.socket = socket.socket(taken.family, taken.type, taken.proto, taken.detach())
-        self.socket.setblocking(False)
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
 
     async def send_all(self, data: memoryview) -> None:
         """All of `data`; a long one is followed by a turn of the other tasks.  Raises
@@ -218,11 +223,11 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
 
 
 async def take_over(
-    stream: trio.SocketStream, *, is_initiator: bool, shaper: Shaper
+    connected: socket.socket, *, is_initiator: bool, shaper: Shaper
 ) -> TcpConnection:
-    """The connection of the stream, whose socket it takes; closed where that fails.  Raises
-    OSError where the peer has left already."""
-    direct = DirectSocket(stream)
+    """The connection over a socket, which is closed where that fails.  Raises OSError where the
+    peer has left already."""
+    direct = DirectSocket(connected)
     try:
         return TcpConnection(direct, is_initiator=is_initiator, shaper=shaper)
     except BaseException:
@@ -230,20 +235,35 @@ async def take_over(
         raise
 
 
-async def dial_tcp(endpoint: Endpoint) -> trio.SocketStream:
+def out_of(stream: trio.SocketStream) -> socket.socket:
+    """The socket of a stream, which has none any more."""
+    taken = socket.socket(fileno=stream.socket.detach())
+    taken.setblocking(False)
+    return taken
+
+
+async def dial_tcp(endpoint: Endpoint) -> socket.socket:
     """A TCP connection.  A name is looked up, its addresses tried side by side; a number is
     dialled without such preparations.  Raises OSError."""
     ip = endpoint.ip
     if ip is None:
-        return await trio.open_tcp_stream(endpoint.host, endpoint.port)
+        return out_of(await trio.open_tcp_stream(endpoint.host, endpoint.port))
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-    dialled = trio.socket.socket(family, socket.SOCK_STREAM)
+    dialled = socket.socket(family, socket.SOCK_STREAM)
     try:
-        await dialled.connect((endpoint.host, endpoint.port))
+        dialled.setblocking(False)
+        for option, value in _STREAM_OPTIONS:
+            dialled.setsockopt(socket.IPPROTO_TCP, option, value)
+        refused = dialled.connect_ex((endpoint.host, endpoint.port))
+        if refused == errno.EINPROGRESS:
+            await trio.lowlevel.wait_writable(dialled)
+            refused = dialled.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if refused:
+            raise OSError(refused, os.strerror(refused))
     except BaseException:
         dialled.close()
         raise
-    return trio.SocketStream(dialled)
+    return dialled
 
 
 async def listen_tcp(address: str) -> Sequence[trio.SocketListener]:
