@@ -118,9 +118,7 @@ def read(message: bytes, peer: PeerId, remote: Endpoint) -> Identified:
             raise ProtocolViolation(f"{peer} identified itself with another peer's key")
         if len(parsed.protocols) > IDENTIFY_PROTOCOLS_MAX:
             raise ProtocolViolation(f"{peer} announced {len(parsed.protocols)} protocols")
-        protocols = frozenset(
-            name for name in map(_text, parsed.protocols) if len(name) <= PROTOCOL_CHARS_MAX
-        )
+        protocols = _protocols(tuple(parsed.protocols))
         announced: Iterable[bytes] = parsed.listen_addrs[:IDENTIFY_PROTOCOLS_MAX]
         if parsed.signedPeerRecord and peer.ed25519 is not None:
             announced = _signed_addresses(parsed.signedPeerRecord, peer, peer.ed25519)
@@ -128,7 +126,9 @@ def read(message: bytes, peer: PeerId, remote: Endpoint) -> Identified:
     except (DecodeError, ValueError) as error:
         raise ProtocolViolation(f"malformed identify message from {peer}: {error}") from error
     return Identified(
-        agent="".join(c if c.isprintable() else "?" for c in agent),
+        agent=agent
+        if agent.isprintable()
+        else "".join(c if c.isprintable() else "?" for c in agent),
         protocols=protocols,
         addresses=_usable(announced, remote),
         observed=next(iter(_usable([parsed.observed_addr], remote)), None),
@@ -152,6 +152,11 @@ def _usable(announced: Iterable[bytes], remote: Endpoint) -> tuple[str, ...]:
         if endpoint.dialable and (near or ip is None or not ip.is_loopback):
             found[str(endpoint)] = None
     return tuple(found)
+
+
+@lru_cache(maxsize=64)  # most peers say the same: one set for all of them
+def _protocols(announced: tuple[str | bytes, ...]) -> frozenset[str]:
+    return frozenset(name for name in map(_text, announced) if len(name) <= PROTOCOL_CHARS_MAX)
 
 
 def _text(value: str | bytes) -> str:

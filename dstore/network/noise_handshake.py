@@ -1,30 +1,28 @@
 """The Noise XX handshake of libp2p: three messages, and what each side says of itself in them.
 
-The `noise` package keeps the protocol's state, py-libp2p's keys check signatures.  Ours is what is said: signed once for the life of the static key, with the muxers
-that this side speaks, so that none need be negotiated afterwards, and with who it is, so that
-identify need not ask (decision 0022).  Specifications: libp2p noise; libp2p connections, inlined
-muxer negotiation.
+The messages are `core/noise_xx.py`'s, the identities' signatures py-libp2p's keys check.  What is
+said is signed once for the life of the static key, with the muxers that this side speaks, so that
+none need be negotiated afterwards, and with who it is, so that identify need not ask (decision
+0022).  Specifications: libp2p noise; libp2p connections, inlined muxer negotiation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from libp2p.abc import IRawConnection
 from libp2p.crypto.keys import KeyPair, PublicKey
 from libp2p.crypto.serialization import deserialize_public_key
-from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
 from libp2p.peer.id import ID
 from libp2p.security.exceptions import HandshakeFailure
-from noise.backends.default.keypairs import KeyPair25519
-from noise.connection import NoiseConnection
 
+from dstore.core.noise_xx import DhKey, NoiseXX, TransportKeys
 from dstore.core.proto.noise_pb2 import NoiseExtensions, NoiseHandshakePayload
 from dstore.limits import HANDSHAKE_IDENTIFY_BYTES_MAX
 
-_NAME: Final = b"Noise_XX_25519_ChaChaPoly_SHA256"
 _LENGTH_BYTES: Final = 2
 _SIGNED_PREFIX: Final = b"noise-libp2p-static-key:"
 
@@ -33,15 +31,14 @@ _SIGNED_PREFIX: Final = b"noise-libp2p-static-key:"
 class Shaken:
     """What a handshake ended in: who the peer is, the muxer that both named (None where one
     side named none), the identify messages of this side and of the peer (b"" where there was
-    none), and the cipher states of the `noise` package."""
+    none), and the keys of the session."""
 
     peer: ID
     key: PublicKey
     muxer: str | None
     said: bytes
     told: bytes
-    sending: Any
-    receiving: Any
+    keys: TransportKeys
 
 
 class Handshakes:
@@ -52,10 +49,9 @@ class Handshakes:
     ) -> None:
         """`describe` makes the identify message for the peer of a connection; one above
         HANDSHAKE_IDENTIFY_BYTES_MAX is left for it to ask for."""
-        static = create_x25519_key_pair()
-        self._static = KeyPair25519.from_private_bytes(static.private_key.to_bytes())
+        self._static = _new_key()
         self._key: bytes = key_pair.public_key.serialize()
-        self._signature: bytes = key_pair.private_key.sign(_signed(static.public_key.to_bytes()))
+        self._signature: bytes = key_pair.private_key.sign(_signed(self._static.public))
         self._muxers = tuple(muxers)
         self._describe = describe
 
@@ -64,29 +60,27 @@ class Handshakes:
     ) -> Shaken:
         """As the side that dialled `peer`.  `agreed`, where given, is awaited before anything
         is read.  Raises HandshakeFailure, and what the packages underneath raise at nonsense."""
-        noise = self._begun(initiator=True)
-        state = noise.noise_protocol.handshake_state
-        await _send(conn, noise, b"")
+        noise = NoiseXX(self._static, _new_key(), initiator=True)
+        await _send(conn, noise.write_hello())
         if agreed is not None:
             await agreed()
-        theirs = await _receive_payload(conn, noise)
+        theirs = _Theirs.of(noise.read_answer(await _receive(conn)))
         if theirs.peer != peer:
             raise HandshakeFailure(f"noise: this is not {peer}")
-        theirs.check(state)
+        theirs.check(noise)
         said = self._identify_for(conn)
-        await _send(conn, noise, self._payload(said))
-        return _shaken(noise, theirs, _common(self._muxers, theirs.muxers), said)
+        await _send(conn, noise.write_end(self._payload(said)))
+        return theirs.shaken(noise, _common(self._muxers, theirs.muxers), said)
 
     async def respond(self, conn: IRawConnection) -> Shaken:
         """As the side that was dialled.  Raises as `initiate`."""
-        noise = self._begun(initiator=False)
-        state = noise.noise_protocol.handshake_state
-        await _receive(conn, noise)
+        noise = NoiseXX(self._static, _new_key(), initiator=False)
+        noise.read_hello(await _receive(conn))
         said = self._identify_for(conn)
-        await _send(conn, noise, self._payload(said))
-        theirs = await _receive_payload(conn, noise)
-        theirs.check(state)
-        return _shaken(noise, theirs, _common(theirs.muxers, self._muxers), said)
+        await _send(conn, noise.write_answer(self._payload(said)))
+        theirs = _Theirs.of(noise.read_end(await _receive(conn)))
+        theirs.check(noise)
+        return theirs.shaken(noise, _common(theirs.muxers, self._muxers), said)
 
     def _identify_for(self, conn: IRawConnection) -> bytes:
         message = self._describe(conn)
@@ -97,16 +91,6 @@ class Handshakes:
         return NoiseHandshakePayload(
             identity_key=self._key, identity_sig=self._signature, extensions=extensions
         ).SerializeToString()
-
-    def _begun(self, *, initiator: bool) -> Any:
-        noise = NoiseConnection.from_name(_NAME)
-        noise.noise_protocol.keypairs["s"] = self._static  # read once for all
-        if initiator:
-            noise.set_as_initiator()
-        else:
-            noise.set_as_responder()
-        noise.start_handshake()
-        return noise
 
 
 @dataclass(frozen=True)
@@ -128,29 +112,21 @@ class _Theirs:
     def muxers(self) -> Sequence[str]:
         return self.payload.extensions.stream_muxers
 
-    def check(self, state: Any) -> None:
+    def check(self, noise: NoiseXX) -> None:
         """That the peer's key signed the static key of this handshake.  Raises
         HandshakeFailure, and what libp2p raises at what is no signature."""
-        if not self.key.verify(_signed(state.rs.public_bytes), self.payload.identity_sig):
+        if not self.key.verify(_signed(noise.their_static), self.payload.identity_sig):
             raise HandshakeFailure("noise: the static key is not signed by the peer's key")
+
+    def shaken(self, noise: NoiseXX, muxer: str | None, said: bytes) -> Shaken:
+        """What the handshake ended in."""
+        told = self.payload.extensions.identify
+        return Shaken(self.peer, self.key, muxer, said, told, noise.split())
 
 
 def _signed(static: bytes) -> bytes:
     """What the signature of an identity covers, which vouches for a static key."""
     return _SIGNED_PREFIX + static
-
-
-def _shaken(noise: Any, theirs: _Theirs, muxer: str | None, said: bytes) -> Shaken:
-    protocol = noise.noise_protocol
-    return Shaken(
-        theirs.peer,
-        theirs.key,
-        muxer,
-        said,
-        theirs.payload.extensions.identify,
-        protocol.cipher_state_encrypt,
-        protocol.cipher_state_decrypt,
-    )
 
 
 def _common(of_initiator: Sequence[str], of_responder: Sequence[str]) -> str | None:
@@ -164,18 +140,17 @@ def _common(of_initiator: Sequence[str], of_responder: Sequence[str]) -> str | N
     raise HandshakeFailure("noise: the other side speaks no muxer of ours")
 
 
-async def _send(conn: IRawConnection, noise: Any, payload: bytes) -> None:
-    message = bytes(noise.write_message(payload))
+def _new_key() -> DhKey:
+    return DhKey(X25519PrivateKey.generate())
+
+
+async def _send(conn: IRawConnection, message: bytes) -> None:
     await conn.write(len(message).to_bytes(_LENGTH_BYTES, "big") + message)
 
 
-async def _receive(conn: IRawConnection, noise: Any) -> bytes:
+async def _receive(conn: IRawConnection) -> bytes:
     size = int.from_bytes(await _read_exactly(conn, _LENGTH_BYTES), "big")
-    return bytes(noise.read_message(await _read_exactly(conn, size)))
-
-
-async def _receive_payload(conn: IRawConnection, noise: Any) -> _Theirs:
-    return _Theirs.of(await _receive(conn, noise))
+    return await _read_exactly(conn, size)
 
 
 async def _read_exactly(conn: IRawConnection, size: int) -> bytes:

@@ -43,7 +43,14 @@ from dstore.network.noise import NoiseTransport
 from dstore.network.peers import AddressBook
 from dstore.network.shaping import Shaper
 from dstore.network.streams import PeerAddresses
-from dstore.network.tcp import TcpConnection, dial_tcp, listen_tcp, out_of, take_over
+from dstore.network.tcp import (
+    DirectListener,
+    DirectSocket,
+    TcpConnection,
+    dial_tcp,
+    listen_tcp,
+    take_over,
+)
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +137,7 @@ class Swarm:
     async def start(self, addresses: Sequence[str]) -> None:
         """Look after connections, and accept them on every one of `addresses`; all or none.
         Raises ConfigError (not an address), NodeError (in use, not ours)."""
-        listeners: list[trio.SocketListener] = []
+        listeners: list[DirectListener] = []
         try:
             for address in addresses:
                 listeners += await listen_tcp(address)
@@ -145,15 +152,15 @@ class Swarm:
             self._nursery.start_soon(self._accept_all, listeners)
         self._nursery.start_soon(self._look_after_all)
 
-    async def _accept_all(self, listeners: list[trio.SocketListener]) -> None:
+    async def _accept_all(self, listeners: list[DirectListener]) -> None:
         with self._accepting:
             # Closes the listeners however it ends.
             await trio.serve_listeners(self._accepted, listeners, handler_nursery=self._nursery)
 
-    async def _accepted(self, stream: trio.SocketStream) -> None:
+    async def _accepted(self, accepted: DirectSocket) -> None:
         self.counters["connections_accepted"] += 1
         try:
-            raw = await take_over(out_of(stream), is_initiator=False, shaper=self._shaper)
+            raw = await take_over(accepted, is_initiator=False, shaper=self._shaper)
         except (OSError, ValueError):
             return
         source = _source(raw.remote)

@@ -43,6 +43,16 @@ _STREAM_OPTIONS: Final = [(socket.TCP_NODELAY, 1)]
 if hasattr(socket, "TCP_NOTSENT_LOWAT"):
     _STREAM_OPTIONS.append((socket.TCP_NOTSENT_LOWAT, 16 * KIB))
 
+# What `accept` tells of a connection that ended before it was accepted (Linux's accept(2)).
+_ENDED_EARLY: Final = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ECONNABORTED", "EPERM", "EPROTO", "ENOPROTOOPT", "EOPNOTSUPP"),
+        *("ENETDOWN", "EHOSTDOWN", "ENONET", "EHOSTUNREACH", "ENETUNREACH"),
+    )
+    if hasattr(errno, name)
+)
+
 _SHORT_BYTES: Final = 16 * KIB
 
 
@@ -59,11 +69,12 @@ class ByteSocket(Protocol):
     async def aclose(self) -> None: ...
 
 
-class DirectSocket:
-    """A connected, non-blocking socket without trio's stream, which lets all other tasks have
-    their turns after every call, of which most here are short and done at once."""
+class DirectSocket(trio.abc.AsyncResource):
+    """A connected socket without trio's stream, which lets all other tasks have their turns after
+    every call, of which most here are short and done at once."""
 
     def __init__(self, connected: socket.socket) -> None:
+        """`connected` does not block."""
         self.socket = connected
 
     async def send_all(self, data: memoryview) -> None:
@@ -100,8 +111,54 @@ class DirectSocket:
 
     async def aclose(self) -> None:
         """Close it; whoever waits for it hears ClosedResourceError."""
-        trio.lowlevel.notify_closing(self.socket.fileno())
-        self.socket.close()
+        _close(self.socket)
+
+
+class DirectListener(trio.abc.Listener[DirectSocket]):
+    """A listening socket that accepts without trio's sockets and streams in between."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        """`listening` does not block."""
+        self.socket = listening
+
+    async def accept(self) -> DirectSocket:
+        """The next connection.  Raises ClosedResourceError, and OSError where this side has no
+        room for one."""
+        while True:
+            await trio.lowlevel.wait_readable(self.socket.fileno())
+            try:
+                accepted, _ = self.socket.accept()
+            except BlockingIOError:
+                continue  # it is gone again
+            except OSError as error:
+                if error.errno in _ENDED_EARLY:
+                    continue
+                raise
+            return DirectSocket(_prepared(accepted))
+
+    async def aclose(self) -> None:
+        """Close it; who waits for a connection hears ClosedResourceError."""
+        _close(self.socket)
+
+
+def _close(one: socket.socket) -> None:
+    if one.fileno() >= 0:
+        trio.lowlevel.notify_closing(one.fileno())
+        one.close()
+
+
+def _prepared(stream: socket.socket) -> socket.socket:
+    stream.setblocking(False)
+    for option, value in _STREAM_OPTIONS:
+        stream.setsockopt(socket.IPPROTO_TCP, option, value)
+    return stream
+
+
+def _out_of(holder: trio.SocketStream | trio.SocketListener) -> socket.socket:
+    """The socket, which the holder has no more."""
+    taken = socket.socket(fileno=holder.socket.detach())
+    taken.setblocking(False)
+    return taken
 
 
 class TcpLost(ConnectionLost, ConnectionClosedError):  # type: ignore[misc]  # libp2p is untyped
@@ -155,38 +212,37 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
             unsent, self._unsent = self._unsent, b""
             await self._send(unsent)
 
-    async def read_some(self, max_bytes: int = RAW_READ_BYTES) -> bytes:
+    async def read_some(self, max_bytes: int | None = None) -> bytes:
         """At least one byte; b"" at the end.  Raises ConnectionLost; ProtocolViolation on a
         handshake that goes on and on."""
+        size = RAW_READ_BYTES if max_bytes is None else max_bytes
         if self._allowed is not None:
             if self._allowed == 0:
                 raise ProtocolViolation(f"{self.remote} sends a handshake without end")
-            max_bytes = min(max_bytes, self._allowed)
-        data = await self._read(max_bytes)
+            size = min(size, self._allowed)
+        data = self._ahead or await self._receive()
+        if len(data) > size:
+            data, self._ahead = data[:size], data[size:]
+        else:
+            self._ahead = b""
         if self._allowed is not None:
             self._allowed -= len(data)
         return data
 
-    async def _read(self, max_bytes: int) -> bytes:
-        if not self._ahead:
-            if self._gathering:
-                await self.flush()
-            await self.line.before_receiving()
-            try:
-                data = await self._stream.receive_some(self.line.turn_down())
-                self.heard_at = trio.current_time()
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise TcpLost(f"connection to {self.remote}: {error}") from error
-            self.line.received(len(data))
-            if len(data) <= max_bytes:
-                return bytes(data)
-            self._ahead = bytes(data)
-        data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:]
-        return data
+    read = read_some
+    """libp2p's name for it."""
 
-    async def read(self, n: int | None = None) -> bytes:
-        """libp2p's name for `read_some`."""
-        return await self.read_some(RAW_READ_BYTES if n is None else n)
+    async def _receive(self) -> bytes:
+        if self._gathering:
+            await self.flush()
+        await self.line.before_receiving()
+        try:
+            data = await self._stream.receive_some(self.line.turn_down())
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise TcpLost(f"connection to {self.remote}: {error}") from error
+        self.heard_at = trio.current_time()
+        self.line.received(len(data))
+        return bytes(data)
 
     async def write(self, data: bytes) -> None:
         """All of `data`.  Raises ConnectionLost."""
@@ -223,50 +279,39 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
 
 
 async def take_over(
-    connected: socket.socket, *, is_initiator: bool, shaper: Shaper
+    connected: DirectSocket, *, is_initiator: bool, shaper: Shaper
 ) -> TcpConnection:
     """The connection over a socket, which is closed where that fails.  Raises OSError where the
     peer has left already."""
-    direct = DirectSocket(connected)
     try:
-        return TcpConnection(direct, is_initiator=is_initiator, shaper=shaper)
+        return TcpConnection(connected, is_initiator=is_initiator, shaper=shaper)
     except BaseException:
-        await direct.aclose()
+        await connected.aclose()
         raise
 
 
-def out_of(stream: trio.SocketStream) -> socket.socket:
-    """The socket of a stream, which has none any more."""
-    taken = socket.socket(fileno=stream.socket.detach())
-    taken.setblocking(False)
-    return taken
-
-
-async def dial_tcp(endpoint: Endpoint) -> socket.socket:
+async def dial_tcp(endpoint: Endpoint) -> DirectSocket:
     """A TCP connection.  A name is looked up, its addresses tried side by side; a number is
     dialled without such preparations.  Raises OSError."""
     ip = endpoint.ip
     if ip is None:
-        return out_of(await trio.open_tcp_stream(endpoint.host, endpoint.port))
+        return DirectSocket(_out_of(await trio.open_tcp_stream(endpoint.host, endpoint.port)))
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
     dialled = socket.socket(family, socket.SOCK_STREAM)
     try:
-        dialled.setblocking(False)
-        for option, value in _STREAM_OPTIONS:
-            dialled.setsockopt(socket.IPPROTO_TCP, option, value)
-        refused = dialled.connect_ex((endpoint.host, endpoint.port))
+        refused = _prepared(dialled).connect_ex((endpoint.host, endpoint.port))
         if refused == errno.EINPROGRESS:
-            await trio.lowlevel.wait_writable(dialled)
+            await trio.lowlevel.wait_writable(dialled.fileno())
             refused = dialled.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if refused:
             raise OSError(refused, os.strerror(refused))
     except BaseException:
         dialled.close()
         raise
-    return dialled
+    return DirectSocket(dialled)
 
 
-async def listen_tcp(address: str) -> Sequence[trio.SocketListener]:
+async def listen_tcp(address: str) -> Sequence[DirectListener]:
     """Sockets that listen on `address`, a multiaddr in text.  Raises ConfigError (not an
     address), NodeError (in use, not ours)."""
     try:
@@ -274,8 +319,9 @@ async def listen_tcp(address: str) -> Sequence[trio.SocketListener]:
     except ValueError as error:
         raise ConfigError([f"network.listen: {error}"]) from error
     try:
-        return await trio.open_tcp_listeners(endpoint.port, host=endpoint.host)
+        listeners = await trio.open_tcp_listeners(endpoint.port, host=endpoint.host)
     except OSError as error:
         raise NodeError(
             f"cannot listen on {address}: {error}; is another node running there?"
         ) from error
+    return [DirectListener(_out_of(listener)) for listener in listeners]
