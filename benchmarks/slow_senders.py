@@ -43,7 +43,7 @@ from dstore.network.identity import key_pair_of
 from dstore.network.negotiate import propose
 from dstore.network.noise import NOISE_PROTOCOL, NoiseTransport
 from dstore.network.streams import PeerAddresses
-from dstore.network.tcp import TcpConnection
+from dstore.network.tcp import TcpConnection, dial_tcp
 from dstore.runtime import Runtime, open_plain_nursery
 
 _FILE_BYTES = 4096
@@ -92,9 +92,8 @@ class Crowd:
             self.held -= 1
 
     async def _dial(self) -> TcpConnection:
-        endpoint = parse_endpoint(self._address)
-        stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
-        return TcpConnection(stream, is_initiator=True)
+        dialled = await dial_tcp(parse_endpoint(self._address))
+        return TcpConnection(dialled, is_initiator=True)
 
     async def _negotiation(self) -> None:
         raw = await self._dial()

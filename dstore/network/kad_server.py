@@ -71,13 +71,13 @@ class Answers:
 
     def _named(self, peers: Iterable[tuple[PeerId, tuple[str, ...]]]) -> Iterator[KadPeer]:
         """Peers as a message names them: with the addresses given, else those known."""
-        connected = frozenset(self._network.connected())
+        network = self._network
         for peer, addresses in peers:
-            if peer == self._network.peer_id:
-                yield KadPeer(peer, tuple(self._network.addresses()), connected=True)
+            if peer == network.peer_id:
+                yield KadPeer(peer, tuple(network.addresses()), connected=True)
             else:
-                known = addresses or tuple(self._network.known_addresses(peer))
-                yield KadPeer(peer, known, connected=peer in connected)
+                known = addresses or tuple(network.known_addresses(peer))
+                yield KadPeer(peer, known, connected=network.reached_at(peer) is not None)
 
     def _closer(self, key: bytes, sender: PeerId, *, exact: bool = False) -> tuple[KadPeer, ...]:
         """The closest peers that can be reached; with `exact`, the peer whose id is `key`

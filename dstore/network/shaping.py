@@ -195,8 +195,9 @@ class Line:
     def belongs_to(self, peer: PeerId) -> None:
         """The peer is authenticated: the limits of its groups hold, where it is in any."""
         self._peer = peer
-        self._shaper.holds(self)
-        self.regroup(peer)
+        if self._shaper.groups:
+            self._shaper.holds(self)
+            self.regroup(peer)
 
     def regroup(self, peer: PeerId) -> None:
         """The peer has come into a group, perhaps this line's."""

@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from libp2p.abc import ConnectionType, IRawConnection
@@ -54,19 +54,6 @@ _ENDED_EARLY: Final = frozenset(
 )
 
 _SHORT_BYTES: Final = 16 * KIB
-
-
-class ByteSocket(Protocol):
-    """A connected socket: trio's own stream of one, or `DirectSocket`."""
-
-    @property
-    def socket(self) -> Any: ...
-
-    async def send_all(self, data: memoryview) -> None: ...
-
-    async def receive_some(self, max_bytes: int) -> bytes | bytearray: ...
-
-    async def aclose(self) -> None: ...
 
 
 class DirectSocket(trio.abc.AsyncResource):
@@ -171,7 +158,7 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
     when a read has to wait for the peer."""
 
     def __init__(
-        self, stream: ByteSocket, *, is_initiator: bool, shaper: Shaper | None = None
+        self, stream: DirectSocket, *, is_initiator: bool, shaper: Shaper | None = None
     ) -> None:
         """Raises OSError where the peer has left already."""
         self.is_initiator = is_initiator

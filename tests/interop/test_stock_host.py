@@ -17,7 +17,7 @@ from dstore.network.host import HostOptions, Libp2pHost, open_host
 from dstore.network.negotiate import propose
 from dstore.network.ping import PING
 from dstore.network.streams import PeerAddresses, Stream
-from dstore.network.tcp import TcpConnection
+from dstore.network.tcp import TcpConnection, dial_tcp
 from dstore.runtime import Runtime
 
 ECHO = "/test/echo/1"
@@ -94,8 +94,7 @@ async def test_the_stock_host_offers_plaintext() -> None:
     stock = stock_host()
     async with stock.run([LISTEN]):
         endpoint = parse_endpoint(str(stock.get_addrs()[0]).partition("/p2p/")[0])
-        stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
-        raw = TcpConnection(stream, is_initiator=True)
+        raw = TcpConnection(await dial_tcp(endpoint), is_initiator=True)
         assert await propose(raw, ["/plaintext/2.0.0"]) == "/plaintext/2.0.0"
         await raw.close()
 

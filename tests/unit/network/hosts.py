@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import trio
 from libp2p.abc import IRawConnection
@@ -14,7 +15,7 @@ from dstore.network.host import Libp2pHost
 from dstore.network.identity import key_pair_of
 from dstore.network.noise import NoiseTransport
 from dstore.network.streams import PeerAddresses, Stream
-from dstore.network.tcp import TcpConnection
+from dstore.network.tcp import TcpConnection, dial_tcp
 from dstore.network.yamux import YAMUX_PROTOCOL
 
 ECHO = "/test/echo/1"
@@ -37,9 +38,13 @@ async def echo(stream: Stream) -> None:
 
 
 async def raw_to(node: Libp2pHost, *, initiator: bool = True) -> TcpConnection:
-    endpoint = parse_endpoint(node.addresses()[0])
-    stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
-    return TcpConnection(stream, is_initiator=initiator)
+    dialled = await dial_tcp(parse_endpoint(node.addresses()[0]))
+    return TcpConnection(dialled, is_initiator=initiator)
+
+
+def descriptors() -> int:
+    """How many this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def next_stream(connection: Connection) -> HostStream:

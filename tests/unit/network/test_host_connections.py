@@ -6,7 +6,6 @@ import gc
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 import trio
@@ -22,7 +21,7 @@ from dstore.network.noise import NOISE_PROTOCOL, NoiseTransport
 from dstore.network.streams import PeerAddresses
 from dstore.network.tcp import TcpConnection
 from dstore.runtime import Runtime
-from tests.unit.network.hosts import ECHO, SEEDS, echo, raw_to, until, visitor, where
+from tests.unit.network.hosts import ECHO, SEEDS, descriptors, echo, raw_to, until, visitor, where
 
 
 @asynccontextmanager
@@ -409,10 +408,6 @@ async def _proposes_yamux(session: object) -> bool:
 # --- Nothing left behind --------------------------------------------------------------------
 
 
-def _descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 async def test_four_hundred_inbound_connections_leave_nothing_behind() -> None:
     # D4: libp2p keeps a slot and a task of each for ever and stops accepting after 250.
     async with open_host(HostOptions(), SEEDS[0], Runtime()) as a:
@@ -429,7 +424,7 @@ async def test_four_hundred_inbound_connections_leave_nothing_behind() -> None:
             await until(lambda: a._swarm._inbound == 0 and not a.connected())
             await trio.testing.wait_all_tasks_blocked()
             gc.collect()
-            return trio.lowlevel.current_statistics().tasks_living, _descriptors()
+            return trio.lowlevel.current_statistics().tasks_living, descriptors()
 
         await visit(0)
         before = await settled()

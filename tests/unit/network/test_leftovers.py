@@ -9,7 +9,6 @@ import pytest
 import trio
 import trio.testing
 
-from dstore.core.endpoint import parse_endpoint
 from dstore.limits import MIB
 from dstore.network.connection import upgrade
 from dstore.network.host import HostOptions, Libp2pHost, open_host
@@ -17,8 +16,8 @@ from dstore.network.identity import key_pair_of
 from dstore.network.negotiate import propose
 from dstore.network.noise import NoiseTransport
 from dstore.network.streams import PeerAddresses, Stream
-from dstore.network.tcp import TcpConnection
 from dstore.runtime import Runtime
+from tests.unit.network.hosts import descriptors, raw_to
 
 _SEEDS = [bytes([number]) * 32 for number in (1, 2)]
 _ECHO = "/echo/1.0.0"
@@ -32,10 +31,6 @@ async def _echo(stream: Stream) -> None:
     await stream.close()
 
 
-def _descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
@@ -47,7 +42,7 @@ async def _settled(a: Libp2pHost, b: Libp2pHost) -> tuple[int, int]:
             await trio.lowlevel.checkpoint()
     await trio.testing.wait_all_tasks_blocked()
     gc.collect()
-    return trio.lowlevel.current_statistics().tasks_living, _descriptors()
+    return trio.lowlevel.current_statistics().tasks_living, descriptors()
 
 
 async def _streams(a: Libp2pHost, b: Libp2pHost, count: int) -> None:
@@ -93,9 +88,7 @@ async def _come_and_go(connections: int, streams: int) -> None:
 
 async def _vanish(victim: Libp2pHost, seed: bytes) -> None:
     """A peer that connects, leaves streams half-way and goes without a word."""
-    endpoint = parse_endpoint(victim.addresses()[0])
-    tcp = await trio.open_tcp_stream(endpoint.host, endpoint.port)
-    raw = TcpConnection(tcp, is_initiator=True)
+    raw = await raw_to(victim)
     connection = await upgrade(raw, NoiseTransport(key_pair_of(seed)), 20, victim.peer_id)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.run)
@@ -105,7 +98,7 @@ async def _vanish(victim: Libp2pHost, seed: bytes) -> None:
         await propose(asked, [_ECHO])
         await asked.write(b"x")
         assert await asked.read_some() == b"x"
-        await trio.aclose_forcefully(tcp)
+        await raw.close()
         nursery.cancel_scope.cancel()
 
 
@@ -119,7 +112,7 @@ async def _vanish_often(count: int) -> None:
                     await trio.lowlevel.checkpoint()
             await trio.testing.wait_all_tasks_blocked()
             gc.collect()
-            return trio.lowlevel.current_statistics().tasks_living, _descriptors()
+            return trio.lowlevel.current_statistics().tasks_living, descriptors()
 
         for _ in range(100):
             await _vanish(victim, _SEEDS[1])
