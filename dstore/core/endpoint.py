@@ -80,37 +80,6 @@ class Endpoint:
             head = encode_varint(_DNS_CODES[self.kind]) + encode_varint(len(name)) + name
         return head + encode_varint(_TCP) + self.port.to_bytes(2, "big")
 
-    @staticmethod
-    @lru_cache(_KEPT)
-    def from_binary(data: bytes) -> Endpoint:
-        """The endpoint of a wire form, a trailing /p2p part left out.
-        Raises ValueError on malformed bytes and on transports dstore does not know."""
-        if len(data) > ADDRESS_CHARS_MAX:
-            raise ValueError(f"a multiaddr of {len(data)} bytes")
-        code, at = decode_varint(data)
-        if code in (_IP4, _IP6):
-            kind, size = ("ip4", 4) if code == _IP4 else ("ip6", 16)
-            host = str(ipaddress.ip_address(data[at : at + size]))
-        elif code in _DNS_NAMES:
-            kind = _DNS_NAMES[code]
-            size, at = decode_varint(data, at)
-            host = data[at : at + size].decode("ascii")
-            if not _DNS_NAME.fullmatch(host):
-                raise ValueError(f"no DNS name: {host!r}")
-        else:
-            raise ValueError(f"a multiaddr of transport {code}")
-        code, at = decode_varint(data, at + size)
-        port = data[at : at + 2]
-        if code != _TCP or len(port) < 2:
-            raise ValueError("not a TCP multiaddr")
-        at += 2
-        if at < len(data):
-            code, at = decode_varint(data, at)
-            size, at = decode_varint(data, at)
-            if code != _P2P or at + size != len(data):
-                raise ValueError("not a plain TCP multiaddr")
-        return Endpoint(kind, host, int.from_bytes(port, "big"))
-
 
 def endpoint_of_socket(host: str, port: int) -> Endpoint:
     """The endpoint of an address as the operating system gives it."""
@@ -150,6 +119,37 @@ def parse_endpoint(address: str) -> Endpoint:
     if kind in _DNS_CODES and _DNS_NAME.fullmatch(host):
         return Endpoint(kind, host, port)
     raise ValueError(f"not a TCP multiaddr: {address!r}")
+
+
+@lru_cache(_KEPT)
+def endpoint_of_binary(data: bytes) -> Endpoint:
+    """The endpoint of a wire form, a trailing /p2p part left out.
+    Raises ValueError on malformed bytes and on transports dstore does not know."""
+    if len(data) > ADDRESS_CHARS_MAX:
+        raise ValueError(f"a multiaddr of {len(data)} bytes")
+    code, at = decode_varint(data)
+    if code in (_IP4, _IP6):
+        kind, size = ("ip4", 4) if code == _IP4 else ("ip6", 16)
+        host = str(ipaddress.ip_address(data[at : at + size]))
+    elif code in _DNS_NAMES:
+        kind = _DNS_NAMES[code]
+        size, at = decode_varint(data, at)
+        host = data[at : at + size].decode("ascii")
+        if not _DNS_NAME.fullmatch(host):
+            raise ValueError(f"no DNS name: {host!r}")
+    else:
+        raise ValueError(f"a multiaddr of transport {code}")
+    code, at = decode_varint(data, at + size)
+    port = data[at : at + 2]
+    if code != _TCP or len(port) < 2:
+        raise ValueError("not a TCP multiaddr")
+    at += 2
+    if at < len(data):
+        code, at = decode_varint(data, at)
+        size, at = decode_varint(data, at)
+        if code != _P2P or at + size != len(data):
+            raise ValueError("not a plain TCP multiaddr")
+    return Endpoint(kind, host, int.from_bytes(port, "big"))
 
 
 def to_binary(address: str) -> bytes:

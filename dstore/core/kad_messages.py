@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
-from dstore.core.endpoint import Endpoint, to_binary
+from dstore.core.endpoint import endpoint_of_binary, to_binary
 from dstore.core.peerid import PeerId
 from dstore.core.proto import kad_pb2
 from dstore.errors import InvalidCid, ProtocolViolation
@@ -79,7 +79,7 @@ def address_to_bytes(address: str) -> bytes | None:
 @lru_cache(maxsize=16_384)
 def _bytes_to_address(binary: bytes) -> str | None:
     try:
-        endpoint = Endpoint.from_binary(binary)
+        endpoint = endpoint_of_binary(binary)
         if endpoint.binary == binary:
             return str(endpoint)
     except ValueError:

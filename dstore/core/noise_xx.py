@@ -79,11 +79,12 @@ class NoiseXX:
         return self._send_ephemeral() + self._seal(payload)
 
     def read_hello(self, message: bytes) -> bytes:
-        """Its payload.  Raises ProtocolViolation, as all that reads."""
+        """Its payload.  Raises ProtocolViolation, as all that read."""
         return self._open(self._take_ephemeral(message))
 
     def write_answer(self, payload: bytes) -> bytes:
-        """The second, by the other side."""
+        """The second, by the other side.  Raises ProtocolViolation where the first had no usable
+        key."""
         ephemeral = self._send_ephemeral()
         self._mix_key(self._ephemeral.shared_with(self._their_ephemeral))
         static = self._seal(self._static.public)
@@ -91,6 +92,7 @@ class NoiseXX:
         return ephemeral + static + self._seal(payload)
 
     def read_answer(self, message: bytes) -> bytes:
+        """Its payload."""
         rest = self._take_ephemeral(message)
         self._mix_key(self._ephemeral.shared_with(self._their_ephemeral))
         rest = self._take_static(rest)
@@ -104,6 +106,7 @@ class NoiseXX:
         return static + self._seal(payload)
 
     def read_end(self, message: bytes) -> bytes:
+        """Its payload; the handshake is over."""
         rest = self._take_static(message)
         self._mix_key(self._ephemeral.shared_with(self.their_static))
         return self._open(rest)

@@ -21,7 +21,7 @@ from libp2p.peer.pb.envelope_pb2 import Envelope
 from libp2p.peer.pb.peer_record_pb2 import PeerRecord
 
 from dstore.core.cid import encode_varint
-from dstore.core.endpoint import Endpoint, to_binary
+from dstore.core.endpoint import Endpoint, endpoint_of_binary, to_binary
 from dstore.core.peerid import PeerId
 from dstore.errors import ProtocolViolation
 from dstore.limits import (
@@ -126,9 +126,7 @@ def read(message: bytes, peer: PeerId, remote: Endpoint) -> Identified:
     except (DecodeError, ValueError) as error:
         raise ProtocolViolation(f"malformed identify message from {peer}: {error}") from error
     return Identified(
-        agent=agent
-        if agent.isprintable()
-        else "".join(c if c.isprintable() else "?" for c in agent),
+        agent=_printable(agent),
         protocols=protocols,
         addresses=_usable(announced, remote),
         observed=next(iter(_usable([parsed.observed_addr], remote)), None),
@@ -145,7 +143,7 @@ def _usable(announced: Iterable[bytes], remote: Endpoint) -> tuple[str, ...]:
         if len(found) == ADDRESSES_PER_PEER_MAX:
             break
         try:
-            endpoint = Endpoint.from_binary(data)
+            endpoint = endpoint_of_binary(data)
         except ValueError:
             continue
         ip = endpoint.ip
@@ -157,6 +155,10 @@ def _usable(announced: Iterable[bytes], remote: Endpoint) -> tuple[str, ...]:
 @lru_cache(maxsize=64)  # most peers say the same: one set for all of them
 def _protocols(announced: tuple[str | bytes, ...]) -> frozenset[str]:
     return frozenset(name for name in map(_text, announced) if len(name) <= PROTOCOL_CHARS_MAX)
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _text(value: str | bytes) -> str:

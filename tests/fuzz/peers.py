@@ -10,7 +10,7 @@ from libp2p.peer.pb.envelope_pb2 import Envelope
 from libp2p.peer.pb.peer_record_pb2 import PeerRecord
 
 from dstore.core.cid import encode_varint
-from dstore.core.endpoint import Endpoint, parse_endpoint, to_binary
+from dstore.core.endpoint import Endpoint, endpoint_of_binary, parse_endpoint, to_binary
 from dstore.core.envelope import SigningKey
 from dstore.core.kad_messages import (
     KadMessage,
@@ -69,7 +69,7 @@ def identify(data: bytes) -> None:
         assert len(found.addresses) <= ADDRESSES_PER_PEER_MAX
         for address in (*found.addresses, *filter(None, [found.observed])):
             assert parse_endpoint(address).dialable
-            assert str(Endpoint.from_binary(to_binary(address))) == address
+            assert str(endpoint_of_binary(to_binary(address))) == address
 
 
 def peer_record(data: bytes) -> None:
@@ -87,11 +87,11 @@ def peer_record(data: bytes) -> None:
 def addresses(data: bytes) -> None:
     """Every address has one text and one binary form, and the text is fit to be shown."""
     try:
-        text = str(Endpoint.from_binary(data))
+        text = str(endpoint_of_binary(data))
     except ValueError:
         pass
     else:
-        assert str(Endpoint.from_binary(to_binary(text))) == text
+        assert str(endpoint_of_binary(to_binary(text))) == text
     text = data.decode("utf-8", "surrogateescape")
     try:
         transport, _ = split_peer(text)
@@ -101,7 +101,7 @@ def addresses(data: bytes) -> None:
     assert transport.isascii()
     assert transport.isprintable()
     assert str(parse_endpoint(transport)) == transport
-    assert str(Endpoint.from_binary(to_binary(transport))) == transport
+    assert str(endpoint_of_binary(to_binary(transport))) == transport
 
 
 def kad_messages() -> Iterator[bytes]:
