@@ -57,9 +57,6 @@ _MALFORMED = (
     DecodeError,
     OSError,
     ProtocolViolation,
-    ValueError,
-    TypeError,
-    IndexError,  # at RSA keys that are none
 )
 
 

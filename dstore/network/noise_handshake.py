@@ -64,10 +64,9 @@ class Handshakes:
         await _send(conn, noise.write_hello())
         if agreed is not None:
             await agreed()
-        theirs = _Theirs.of(noise.read_answer(await _receive(conn)))
+        theirs = _Theirs.of(noise.read_answer(await _receive(conn)), noise.their_static)
         if theirs.peer != peer:
             raise HandshakeFailure(f"noise: this is not {peer}")
-        theirs.check(noise)
         said = self._identify_for(conn)
         await _send(conn, noise.write_end(self._payload(said)))
         return theirs.shaken(noise, _common(self._muxers, theirs.muxers), said)
@@ -78,8 +77,7 @@ class Handshakes:
         noise.read_hello(await _receive(conn))
         said = self._identify_for(conn)
         await _send(conn, noise.write_answer(self._payload(said)))
-        theirs = _Theirs.of(noise.read_end(await _receive(conn)))
-        theirs.check(noise)
+        theirs = _Theirs.of(noise.read_end(await _receive(conn)), noise.their_static)
         return theirs.shaken(noise, _common(theirs.muxers, self._muxers), said)
 
     def _identify_for(self, conn: IRawConnection) -> bytes:
@@ -95,28 +93,30 @@ class Handshakes:
 
 @dataclass(frozen=True)
 class _Theirs:
-    """What the peer says of itself."""
+    """What the peer says of itself, and that it is the peer who says it."""
 
     payload: NoiseHandshakePayload
     key: PublicKey
     peer: ID
 
     @classmethod
-    def of(cls, data: bytes) -> _Theirs:
-        """Raises DecodeError, and what libp2p raises at what is no key."""
+    def of(cls, data: bytes, static: bytes) -> _Theirs:
+        """The payload `data` of whoever has proved to hold `static`.  Raises DecodeError;
+        HandshakeFailure where the key that it names did not sign that one."""
         payload = NoiseHandshakePayload.FromString(data)
-        key = deserialize_public_key(payload.identity_key)
-        return cls(payload, key, ID.from_pubkey(key))
+        try:
+            key = deserialize_public_key(payload.identity_key)
+            peer = ID.from_pubkey(key)
+            signed = key.verify(_signed(static), payload.identity_sig)
+        except Exception as error:  # what three libraries make of a stranger's key
+            raise HandshakeFailure(f"noise: no key, or no signature: {error!r}") from error
+        if not signed:
+            raise HandshakeFailure("noise: the static key is not signed by the peer's key")
+        return cls(payload, key, peer)
 
     @property
     def muxers(self) -> Sequence[str]:
         return self.payload.extensions.stream_muxers
-
-    def check(self, noise: NoiseXX) -> None:
-        """That the peer's key signed the static key of this handshake.  Raises
-        HandshakeFailure, and what libp2p raises at what is no signature."""
-        if not self.key.verify(_signed(noise.their_static), self.payload.identity_sig):
-            raise HandshakeFailure("noise: the static key is not signed by the peer's key")
 
     def shaken(self, noise: NoiseXX, muxer: str | None, said: bytes) -> Shaken:
         """What the handshake ended in."""

@@ -160,7 +160,7 @@ class Swarm:
     async def _accepted(self, accepted: DirectSocket) -> None:
         self.counters["connections_accepted"] += 1
         try:
-            raw = await take_over(accepted, is_initiator=False, shaper=self._shaper)
+            raw = take_over(accepted, is_initiator=False, shaper=self._shaper)
         except (OSError, ValueError):
             return
         source = _source(raw.remote)
@@ -437,7 +437,7 @@ class Swarm:
         try:
             with trio.fail_after(self._limits.dial_seconds):
                 dialled = await dial_tcp(parse_endpoint(address))
-                raw = await take_over(dialled, is_initiator=True, shaper=self._shaper)
+                raw = take_over(dialled, is_initiator=True, shaper=self._shaper)
         except trio.TooSlowError as error:
             raise DeadlineExceeded(f"{address} did not answer") from error
         except OSError as error:

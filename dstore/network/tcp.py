@@ -1,5 +1,5 @@
-"""TCP: listening, dialling, and one connection as libp2p's Noise handshake and our negotiation
-read and write it.
+"""TCP: listening, dialling, and one connection as the Noise handshake and the negotiation read and
+write it.
 
 Who is dialled, taken in and let go is decided in `swarm.py`.
 """
@@ -43,12 +43,14 @@ _STREAM_OPTIONS: Final = [(socket.TCP_NODELAY, 1)]
 if hasattr(socket, "TCP_NOTSENT_LOWAT"):
     _STREAM_OPTIONS.append((socket.TCP_NOTSENT_LOWAT, 16 * KIB))
 
-# What `accept` tells of a connection that ended before it was accepted (Linux's accept(2)).
+# What `accept` tells of a connection that ended before it was accepted (Linux's accept(2), and
+# what trio passes over).
 _ENDED_EARLY: Final = frozenset(
     getattr(errno, name)
     for name in (
-        *("ECONNABORTED", "EPERM", "EPROTO", "ENOPROTOOPT", "EOPNOTSUPP"),
-        *("ENETDOWN", "EHOSTDOWN", "ENONET", "EHOSTUNREACH", "ENETUNREACH"),
+        *("ECONNABORTED", "ECONNRESET", "EPERM", "EPROTO", "ETIMEDOUT", "ENOPROTOOPT", "ENOSR"),
+        *("ENETDOWN", "EHOSTDOWN", "ENONET", "EHOSTUNREACH", "ENETUNREACH", "EOPNOTSUPP"),
+        *("ESOCKTNOSUPPORT", "EPROTONOSUPPORT"),
     )
     if hasattr(errno, name)
 )
@@ -112,15 +114,17 @@ class DirectListener(trio.abc.Listener[DirectSocket]):
         """The next connection.  Raises ClosedResourceError, and OSError where this side has no
         room for one."""
         while True:
+            if self.socket.fileno() < 0:
+                raise trio.ClosedResourceError("the listener is closed")
             await trio.lowlevel.wait_readable(self.socket.fileno())
             try:
                 accepted, _ = self.socket.accept()
             except BlockingIOError:
                 continue  # it is gone again
             except OSError as error:
-                if error.errno in _ENDED_EARLY:
-                    continue
-                raise
+                if self.socket.fileno() >= 0 and error.errno not in _ENDED_EARLY:
+                    raise
+                continue
             return DirectSocket(_prepared(accepted))
 
     async def aclose(self) -> None:
@@ -137,7 +141,8 @@ def _close(one: socket.socket) -> None:
 def _prepared(stream: socket.socket) -> socket.socket:
     stream.setblocking(False)
     for option, value in _STREAM_OPTIONS:
-        stream.setsockopt(socket.IPPROTO_TCP, option, value)
+        with suppress(OSError):  # a system that does not know it, or a peer that has left
+            stream.setsockopt(socket.IPPROTO_TCP, option, value)
     return stream
 
 
@@ -229,7 +234,7 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
             raise TcpLost(f"connection to {self.remote}: {error}") from error
         self.heard_at = trio.current_time()
         self.line.received(len(data))
-        return bytes(data)
+        return data
 
     async def write(self, data: bytes) -> None:
         """All of `data`.  Raises ConnectionLost."""
@@ -265,15 +270,13 @@ class TcpConnection(IRawConnection):  # type: ignore[misc]  # libp2p is untyped
         return ConnectionType.DIRECT
 
 
-async def take_over(
-    connected: DirectSocket, *, is_initiator: bool, shaper: Shaper
-) -> TcpConnection:
+def take_over(connected: DirectSocket, *, is_initiator: bool, shaper: Shaper) -> TcpConnection:
     """The connection over a socket, which is closed where that fails.  Raises OSError where the
     peer has left already."""
     try:
         return TcpConnection(connected, is_initiator=is_initiator, shaper=shaper)
     except BaseException:
-        await connected.aclose()
+        _close(connected.socket)
         raise
 
 

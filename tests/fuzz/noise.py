@@ -1,4 +1,4 @@
-"""Fuzz targets: the Noise handshake of py-libp2p behind our wrapper, and our own session.
+"""Fuzz targets: the Noise handshake, what is said in it, and the session after it.
 
 The peer here speaks Noise correctly as far as a target needs, so that what is behind the
 encryption is reached too.
@@ -6,7 +6,6 @@ encryption is reached too.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -18,6 +17,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.secp256k1 import create_new_key_pair as create_secp256k1_key_pair
 from libp2p.crypto.x25519 import X25519PrivateKey
 from libp2p.peer.id import ID
+from libp2p.peer.pb import crypto_pb2
 from libp2p.security.exceptions import HandshakeFailure
 from libp2p.security.noise.messages import NoiseHandshakePayload, make_handshake_payload_sig
 from noise.connection import Keypair, NoiseConnection
@@ -37,10 +37,13 @@ _SIGNATURE = make_handshake_payload_sig(
     _THEM.private_key, X25519PrivateKey.from_bytes(_STATIC).get_public_key()
 )
 _HONEST = NoiseHandshakePayload(_THEM.public_key, _SIGNATURE).serialize()
+KEYS_OF_NOBODY = (
+    # An RSA private key of which a prime is zero: pycryptodome divides by it.
+    bytes.fromhex("301b02010002010f020103020103020103020100020101020101020101"),
+    # A public key of an algorithm that nobody knows.
+    bytes.fromhex("300b300506032a030403020000"),
+)
 _PREFIX = b"\x00\x20"  # the length of a first message
-
-# It logs every signature that does not fit, which here is nearly all.
-logging.getLogger("libp2p.security.noise").setLevel(logging.CRITICAL)
 
 
 class _Wire:
@@ -199,6 +202,11 @@ def payloads() -> Iterator[bytes]:
     yield NoiseHandshakePayload(_OUR_KEYS.public_key, bytes(64)).serialize()
     other = create_secp256k1_key_pair(bytes(range(1, 33))).public_key
     yield NoiseHandshakePayload(other, bytes(70)).serialize()
+    for der in KEYS_OF_NOBODY:
+        key = crypto_pb2.PublicKey(Type=crypto_pb2.KeyType.RSA, Data=der).SerializeToString()
+        yield noise_pb2.NoiseHandshakePayload(
+            identity_key=key, identity_sig=bytes(256)
+        ).SerializeToString()
     yield b"\x22\x08\x12\x06/yamux"  # extensions: the muxers
     yield b"\x22\x08\x12\x06/mplex"
     extensions = noise_pb2.NoiseExtensions(stream_muxers=["/yamux"], identify=b"\x32\x04peer")

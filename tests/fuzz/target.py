@@ -51,7 +51,7 @@ MODULES = {
 
 # Packages beside dstore whose branches count, by module.
 BESIDE = {
-    "noise": ("libp2p.security.noise", "libp2p.crypto", "noise"),
+    "noise": ("libp2p.crypto", "Crypto.PublicKey"),
     "peers": ("multiaddr",),
     "names": ("multibase", "base58"),
 }

@@ -54,6 +54,14 @@ def test_known_answers(vector: dict[str, list[str]]) -> None:
     assert opened(other.split(), bytes.fromhex(messages[3])) == after
 
 
+class Weak(DhKey):
+    """A static key that says to be another."""
+
+    def __init__(self, public: bytes) -> None:
+        super().__init__(X25519PrivateKey.generate())
+        self.public = public
+
+
 def package(initiator: bool) -> Any:
     """The side of somebody else's making."""
     noise = NoiseConnection.from_name(b"Noise_XX_25519_ChaChaPoly_SHA256")
@@ -119,7 +127,16 @@ def test_a_message_cut_short_is_refused(data: st.DataObject) -> None:
     "point", [bytes(32), b"\x01" + bytes(31), bytes([0xEC]) + b"\xff" * 30 + b"\x7f"]
 )
 def test_a_key_that_makes_every_secret_zero_is_refused(point: bytes) -> None:
-    _, other = sides()
+    one, other = sides()
     other.read_hello(point)
     with pytest.raises(ProtocolViolation, match="no usable key"):
         other.write_answer(b"")
+    one.write_hello()
+    with pytest.raises(ProtocolViolation, match="no usable key"):
+        one.read_answer(point + bytes(64))
+
+    one, other = NoiseXX(Weak(point), EPHEMERALS[0], initiator=True), sides()[1]
+    other.read_hello(one.write_hello())
+    one.read_answer(other.write_answer(b""))
+    with pytest.raises(ProtocolViolation, match="no usable key"):
+        other.read_end(one.write_end(b""))

@@ -11,15 +11,19 @@ import pytest
 import trio
 import trio.testing
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.keys import KeyPair, KeyType, PublicKey
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
+from libp2p.peer.pb import crypto_pb2
 from libp2p.security.exceptions import HandshakeFailure
 from libp2p.security.noise.transport import Transport
 
+from dstore.core.noise_xx import DhKey, NoiseXX
+from dstore.core.proto.noise_pb2 import NoiseHandshakePayload
 from dstore.core.yamux import YamuxConnection
 from dstore.core.yamux_frames import HEADER
 from dstore.errors import ConnectionLost, ProtocolViolation
@@ -32,6 +36,7 @@ from dstore.limits import (
 )
 from dstore.network.noise import NoiseTransport
 from dstore.network.yamux import YamuxSession
+from tests.fuzz.noise import KEYS_OF_NOBODY
 
 
 class Raw:
@@ -373,6 +378,79 @@ class TestFaults:
             with pytest.raises(HandshakeFailure):
                 await ours().secure_outbound(a_raw, ours().local_peer)
             await a_raw.close()
+
+
+def serialized(kind: KeyType, data: bytes) -> bytes:
+    message: bytes = crypto_pb2.PublicKey(Type=kind.value, Data=data).SerializeToString()
+    return message
+
+
+class TestIdentity:
+    """A peer that does the handshake right, and lies about who it is."""
+
+    them = create_new_key_pair(bytes(range(32)))
+    name = them.public_key.serialize()
+
+    async def refused(self, key: bytes, signature: bytes, match: str, *, inbound: bool) -> None:
+        near, far = raw_pair()
+        static, ephemeral = (DhKey(X25519PrivateKey.generate()) for _ in range(2))
+        noise = NoiseXX(static, ephemeral, initiator=inbound)
+        payload = NoiseHandshakePayload(identity_key=key, identity_sig=signature)
+        if signature == b"sign":
+            signed = b"noise-libp2p-static-key:" + static.public
+            payload.identity_sig = self.them.private_key.sign(signed)
+        said = payload.SerializeToString()
+
+        async def send(message: bytes) -> None:
+            await far.write(len(message).to_bytes(2, "big") + message)
+
+        async def receive() -> bytes:
+            return (await far.read(65_537))[2:]
+
+        async def peer() -> None:
+            if inbound:
+                await send(noise.write_hello())
+                noise.read_answer(await receive())
+                await send(noise.write_end(said))
+            else:
+                noise.read_hello(await receive())
+                await send(noise.write_answer(said))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(peer)
+            with pytest.raises(HandshakeFailure, match=match):
+                if inbound:
+                    await ours().secure_inbound(near)
+                else:
+                    await ours().secure_outbound(near, ID.from_pubkey(self.them.public_key))
+
+    @pytest.mark.parametrize("inbound", [True, False])
+    async def test_a_signature_of_another_static_key(self, inbound: bool) -> None:
+        other = self.them.private_key.sign(b"noise-libp2p-static-key:" + bytes(32))
+        await self.refused(self.name, other, "not signed", inbound=inbound)
+
+    @pytest.mark.parametrize("inbound", [True, False])
+    async def test_somebody_else_s_signature(self, inbound: bool) -> None:
+        """Of the right static key, by a key of the peer's own, under another's name."""
+        victim = create_new_key_pair(bytes(range(1, 33))).public_key.serialize()
+        await self.refused(victim, b"sign", "not signed", inbound=inbound)
+
+    @pytest.mark.parametrize("inbound", [True, False])
+    @pytest.mark.parametrize(
+        ("key", "signature"),
+        [
+            (b"", b"sign"),
+            (name, b""),
+            (name, bytes(64)),
+            (b"\xff", b"sign"),
+            (serialized(KeyType.ECDSA, bytes(32)), b"sign"),
+            *((serialized(KeyType.RSA, der), b"sign") for der in KEYS_OF_NOBODY),
+        ],
+    )
+    async def test_what_is_no_key_or_no_signature(
+        self, key: bytes, signature: bytes, inbound: bool
+    ) -> None:
+        await self.refused(key, signature, "sign", inbound=inbound)
 
 
 @asynccontextmanager

@@ -52,7 +52,7 @@ async def over_loopback() -> AsyncIterator[tuple[TcpConnection, DirectSocket]]:
     (listener,) = await listen_tcp("/ip4/127.0.0.1/tcp/0")
     async with listener:
         dialled = await dial_tcp(endpoint_of_socket(*listener.socket.getsockname()))
-        connection = await take_over(dialled, is_initiator=True, shaper=Shaper())
+        connection = take_over(dialled, is_initiator=True, shaper=Shaper())
         connection.trust()
         async with await listener.accept() as far:
             yield connection, far
@@ -219,6 +219,8 @@ async def test_a_listener_that_is_closed_says_so_to_who_waits() -> None:
         await trio.testing.wait_all_tasks_blocked()
         await listener.aclose()
     await listener.aclose()  # as often as one likes
+    with pytest.raises(trio.ClosedResourceError):
+        await listener.accept()
 
 
 async def test_both_ends_send_what_they_have_at_once() -> None:
