@@ -439,12 +439,13 @@ class TestIdentity:
     @pytest.mark.parametrize(
         ("key", "signature"),
         [
-            (b"", b"sign"),
-            (name, b""),
-            (name, bytes(64)),
-            (b"\xff", b"sign"),
-            (serialized(KeyType.ECDSA, bytes(32)), b"sign"),
-            *((serialized(KeyType.RSA, der), b"sign") for der in KEYS_OF_NOBODY),
+            pytest.param(b"", b"sign", id="no key"),
+            pytest.param(name, b"", id="no signature"),
+            pytest.param(name, bytes(64), id="a signature of zeros"),
+            pytest.param(b"\xff", b"sign", id="no message"),
+            pytest.param(serialized(KeyType.ECDSA, bytes(32)), b"sign", id="a kind not spoken"),
+            pytest.param(serialized(KeyType.RSA, KEYS_OF_NOBODY[0]), b"sign", id="a prime of 0"),
+            pytest.param(serialized(KeyType.RSA, KEYS_OF_NOBODY[1]), b"sign", id="a kind unknown"),
         ],
     )
     async def test_what_is_no_key_or_no_signature(
