@@ -24,8 +24,8 @@ _DNS_NAMES: Final = {code: name for name, code in _DNS_CODES.items()}
 _DNS_NAME: Final = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
-# The same few peers are told of by everybody, several times to each connection: what is read is
-# kept, and what is made of it with it.
+# The same few addresses are told by everybody, several times to each connection: those read lately
+# are kept, and what was made of them with them.
 _KEPT: Final = 1024
 
 
@@ -83,15 +83,10 @@ class Endpoint:
 
 def endpoint_of_socket(host: str, port: int) -> Endpoint:
     """The endpoint of an address as the operating system gives it."""
-    return Endpoint(*_kind_and_host(host), port)
-
-
-@lru_cache(_KEPT)
-def _kind_and_host(host: str) -> tuple[str, str]:
     ip = _ip(host.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
-    return f"ip{ip.version}", str(ip)
+    return Endpoint(f"ip{ip.version}", str(ip), port)
 
 
 @lru_cache(_KEPT)
@@ -121,7 +116,6 @@ def parse_endpoint(address: str) -> Endpoint:
     raise ValueError(f"not a TCP multiaddr: {address!r}")
 
 
-@lru_cache(_KEPT)
 def endpoint_of_binary(data: bytes) -> Endpoint:
     """The endpoint of a wire form, a trailing /p2p part left out.
     Raises ValueError on malformed bytes and on transports dstore does not know."""

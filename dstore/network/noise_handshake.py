@@ -59,7 +59,7 @@ class Handshakes:
         self, conn: IRawConnection, peer: ID, agreed: Callable[[], Awaitable[object]] | None
     ) -> Shaken:
         """As the side that dialled `peer`.  `agreed`, where given, is awaited before anything
-        is read.  Raises HandshakeFailure, and what the packages underneath raise at nonsense."""
+        is read.  Raises HandshakeFailure; ProtocolViolation and DecodeError at nonsense."""
         noise = NoiseXX(self._static, _new_key(), initiator=True)
         await _send(conn, noise.write_hello())
         if agreed is not None:

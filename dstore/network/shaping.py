@@ -38,16 +38,18 @@ class Direction:
 
     def __init__(self) -> None:
         self.carried_bytes = 0
-        self.rate = math.inf
-        """Bytes a second; infinity is no limit."""
         self._bucket = Bucket()
         self._changed = trio.Event()
         self._behind = trio.Lock()  # held by the first of the repair that waits
         self._yielded_at = -math.inf  # since when repair has let others pass
 
+    @property
+    def rate(self) -> float:
+        """Bytes a second; infinity is no limit."""
+        return self._bucket.rate
+
     def set_rate(self, rate: float) -> None:
         """Have another limit from now on, also for bytes that wait already."""
-        self.rate = rate
         self._bucket.set_rate(rate, trio.current_time())
         self._changed.set()
         self._changed = trio.Event()
